@@ -1,0 +1,330 @@
+//! What a recipe is: for each of the three GEMMs of a linear layer, how each operand is rounded.
+//!
+//! Plain data, no behaviour beyond checks: `cpu` and `kernels` read an [`OperandSpec`], `policy`
+//! chooses a [`Recipe`]. Combinations that no arithmetic is defined for are found by
+//! [`Recipe::validate`], which every entry point calls.
+
+use serde::{Deserialize, Serialize};
+
+use super::RecipeError;
+
+/// How the three GEMMs of a linear layer run.
+///
+/// In Burn's layout `W` is `[d_input, d_output]`: `Y = X W`, `dX = dY Wᵀ`, `dW = Xᵀ dY`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// `Y = X W`: `lhs` is the activation, `rhs` the weight; both are blocked along `d_input`.
+    pub fprop: GemmSpec,
+    /// `dX = dY Wᵀ`: `lhs` is the output gradient, `rhs` the weight; blocked along `d_output`.
+    pub dgrad: GemmSpec,
+    /// `dW = Xᵀ dY`: `lhs` is the activation, `rhs` the output gradient; blocked along tokens.
+    pub wgrad: GemmSpec,
+}
+
+/// The two operands of one GEMM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GemmSpec {
+    /// Left operand.
+    pub lhs: OperandSpec,
+    /// Right operand.
+    pub rhs: OperandSpec,
+}
+
+/// How one operand is represented inside a GEMM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(tag = "format", rename_all = "snake_case", deny_unknown_fields)]
+pub enum OperandSpec {
+    /// The tensor as it is, in its own dtype.
+    HighPrecision,
+    /// E2M1 codes, one E4M3 scale per 16 elements, one f32 scale per tensor or row (numerics §2).
+    Nvfp4 {
+        /// Which elements share a block scale.
+        block: BlockShape,
+        /// How the scales are chosen.
+        scale: ScaleRule,
+        /// How elements are rounded to E2M1.
+        rounding: Rounding,
+        /// What is applied along the contraction axis before quantizing.
+        transform: Transform,
+    },
+    /// E2M1 codes, one E8M0 scale per 32 elements (OCP MX, numerics §6).
+    Mxfp4 {
+        /// How the power-of-two scale is chosen.
+        scale: E8m0Rule,
+        /// How elements are rounded to E2M1.
+        rounding: Rounding,
+        /// What is applied along the contraction axis before quantizing.
+        transform: Transform,
+    },
+    /// E4M3 codes, one E8M0 scale per 32 elements (OCP MX, numerics §6).
+    Mxfp8 {
+        /// How the power-of-two scale is chosen.
+        scale: E8m0Rule,
+    },
+    /// E4M3 codes with f32 scales (numerics §6).
+    Fp8 {
+        /// Which elements share an f32 scale.
+        scaling: Fp8Scaling,
+    },
+}
+
+/// Which elements share one NVFP4 block scale.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BlockShape {
+    /// 1x16: 16 neighbours along the contraction axis.
+    Row16,
+    /// 16x16: the transpose has the same codes and scales.
+    Tile16x16,
+}
+
+/// How the two scale levels of NVFP4 are chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(tag = "rule", rename_all = "snake_case", deny_unknown_fields)]
+pub enum ScaleRule {
+    /// One amax per tensor, block maximum mapped to 6 (TransformerEngine's default).
+    Tensor,
+    /// One amax per row of the packed operand (TransformerEngine's `row_scaled_activation`).
+    Row,
+    /// Block maximum mapped to 6 or to 4, whichever errs less (arXiv:2512.02010).
+    FourOverSix {
+        /// Largest E4M3 block scale that the tensor scale aims at.
+        bound: ScaleBound,
+        /// What is compared between the two candidates.
+        error: BlockError,
+        /// In which arithmetic the error is computed.
+        arithmetic: ErrorArithmetic,
+    },
+}
+
+/// The E4M3 value that the largest block scale is mapped to under four-over-six.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum ScaleBound {
+    /// 256, TransformerEngine's default: leaves room for the factor 1.5.
+    #[serde(rename = "256")]
+    E4m3At256,
+    /// 448, the largest E4M3 value.
+    #[serde(rename = "448")]
+    E4m3At448,
+}
+
+/// Error measure of a four-over-six block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BlockError {
+    /// Sum of absolute errors.
+    Mae,
+    /// Sum of squared errors.
+    Mse,
+}
+
+/// Arithmetic of the four-over-six error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ErrorArithmetic {
+    /// f32 throughout, in the original domain.
+    Exact,
+    /// Code times scale rounded to f16, in the scaled domain (`NVTE_NVFP4_4OVER6_ERR_USE_FAST_MATH`).
+    Fast,
+}
+
+/// Rounding to E2M1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Rounding {
+    /// To nearest, ties to the even code.
+    NearestEven,
+    /// Up with probability `floor(256 * frac) / 256`, 8 random bits per element.
+    Stochastic,
+}
+
+/// What is applied along the contraction axis before quantizing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Transform {
+    /// Nothing.
+    None,
+    /// The 16-point Hadamard transform after a sign flip; both operands of a GEMM or neither.
+    Hadamard {
+        /// Which of the 16 inputs change sign.
+        signs: SignVector,
+    },
+}
+
+/// Sixteen signs: bit `i` set means that input `i` is negated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct SignVector(pub u16);
+
+impl SignVector {
+    /// TransformerEngine's fixed vector, `+ + + - + - - - - - - + - + - -`.
+    pub const TRANSFORMER_ENGINE: Self = Self(0xD7E8);
+    /// No sign flips: the plain Hadamard transform.
+    pub const PLAIN: Self = Self(0);
+}
+
+/// How an E8M0 block scale is chosen from the block maximum.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum E8m0Rule {
+    /// `2^(floor(log2 amax) - emax)` (OCP MX v1.0): the largest elements may saturate.
+    Floor,
+    /// `2^ceil(log2(amax / max))`: nothing saturates.
+    RoundUp,
+}
+
+/// Which elements share an FP8 scale.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fp8Scaling {
+    /// The whole tensor, `448 / amax`.
+    Tensor,
+    /// 128 neighbours along the contraction axis.
+    Row128,
+    /// Tiles of 128x128.
+    Tile128x128,
+}
+
+impl OperandSpec {
+    /// True unless the operand keeps its own dtype.
+    pub const fn is_quantized(&self) -> bool {
+        !matches!(self, Self::HighPrecision)
+    }
+
+    /// The rounding that the operand's elements get, if any is chosen by the spec.
+    pub const fn rounding(&self) -> Option<Rounding> {
+        match self {
+            Self::Nvfp4 { rounding, .. } | Self::Mxfp4 { rounding, .. } => Some(*rounding),
+            Self::HighPrecision | Self::Mxfp8 { .. } | Self::Fp8 { .. } => None,
+        }
+    }
+
+    /// The transform along the contraction axis.
+    pub const fn transform(&self) -> Transform {
+        match self {
+            Self::Nvfp4 { transform, .. } | Self::Mxfp4 { transform, .. } => *transform,
+            Self::HighPrecision | Self::Mxfp8 { .. } | Self::Fp8 { .. } => Transform::None,
+        }
+    }
+
+    /// The same operand behind TransformerEngine's Hadamard transform; unchanged where the format
+    /// takes none.
+    #[must_use]
+    pub const fn with_hadamard(self) -> Self {
+        self.with_transform(Transform::Hadamard { signs: SignVector::TRANSFORMER_ENGINE })
+    }
+
+    /// The same operand behind another transform; unchanged where the format takes none.
+    #[must_use]
+    pub const fn with_transform(self, transform: Transform) -> Self {
+        match self {
+            Self::Nvfp4 { block, scale, rounding, .. } => {
+                Self::Nvfp4 { block, scale, rounding, transform }
+            }
+            Self::Mxfp4 { scale, rounding, .. } => Self::Mxfp4 { scale, rounding, transform },
+            Self::HighPrecision | Self::Mxfp8 { .. } | Self::Fp8 { .. } => self,
+        }
+    }
+
+    /// The same operand with another rounding; unchanged where the format has one rounding.
+    #[must_use]
+    pub const fn with_rounding(self, rounding: Rounding) -> Self {
+        match self {
+            Self::Nvfp4 { block, scale, transform, .. } => {
+                Self::Nvfp4 { block, scale, rounding, transform }
+            }
+            Self::Mxfp4 { scale, transform, .. } => Self::Mxfp4 { scale, rounding, transform },
+            Self::HighPrecision | Self::Mxfp8 { .. } | Self::Fp8 { .. } => self,
+        }
+    }
+
+    /// True if one packing serves both contraction axes, so that a weight is quantized once.
+    pub const fn is_transposable(&self) -> bool {
+        match self {
+            Self::Nvfp4 { block: BlockShape::Tile16x16, scale, rounding, transform } => {
+                !matches!(scale, ScaleRule::Row)
+                    && matches!(rounding, Rounding::NearestEven)
+                    && matches!(transform, Transform::None)
+            }
+            Self::Fp8 { scaling: Fp8Scaling::Tensor | Fp8Scaling::Tile128x128 } => true,
+            Self::Nvfp4 { block: BlockShape::Row16, .. }
+            | Self::HighPrecision
+            | Self::Mxfp4 { .. }
+            | Self::Mxfp8 { .. }
+            | Self::Fp8 { scaling: Fp8Scaling::Row128 } => false,
+        }
+    }
+}
+
+impl GemmSpec {
+    /// Both operands in their own dtype.
+    pub const HIGH_PRECISION: Self =
+        Self { lhs: OperandSpec::HighPrecision, rhs: OperandSpec::HighPrecision };
+
+    /// True if either operand is quantized.
+    pub const fn is_quantized(&self) -> bool {
+        self.lhs.is_quantized() || self.rhs.is_quantized()
+    }
+}
+
+impl Recipe {
+    /// True if any GEMM has a quantized operand.
+    pub const fn is_quantized(&self) -> bool {
+        self.fprop.is_quantized() || self.dgrad.is_quantized() || self.wgrad.is_quantized()
+    }
+
+    /// Checks that every combination in the recipe has an arithmetic.
+    ///
+    /// # Errors
+    /// [`RecipeError::Unsupported`] names the GEMM, the operand and what does not go together.
+    pub fn validate(&self) -> Result<(), RecipeError> {
+        for (name, gemm) in
+            [("fprop", &self.fprop), ("dgrad", &self.dgrad), ("wgrad", &self.wgrad)]
+        {
+            for (side, operand) in [("lhs", &gemm.lhs), ("rhs", &gemm.rhs)] {
+                if let Some(reason) = operand.conflict() {
+                    return Err(RecipeError::Unsupported { place: format!("{name}.{side}"), reason });
+                }
+            }
+            if gemm.lhs.transform() != gemm.rhs.transform() {
+                return Err(RecipeError::Unsupported {
+                    place: name.to_owned(),
+                    reason: "the Hadamard transform must be on both operands with the same signs, \
+                             or on neither: it cancels only in pairs",
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+impl OperandSpec {
+    /// Why the parts of this operand do not go together, if they do not.
+    const fn conflict(&self) -> Option<&'static str> {
+        let Self::Nvfp4 { block, scale, rounding, transform } = self else { return None };
+        let hadamard = matches!(transform, Transform::Hadamard { .. });
+        let stochastic = matches!(rounding, Rounding::Stochastic);
+        let tile = matches!(block, BlockShape::Tile16x16);
+        match scale {
+            ScaleRule::FourOverSix { .. } if hadamard => {
+                Some("four-over-six is not defined together with the Hadamard transform")
+            }
+            ScaleRule::FourOverSix { .. } if stochastic => {
+                Some("four-over-six is not defined together with stochastic rounding")
+            }
+            ScaleRule::Row if hadamard => {
+                Some("row scales are not defined together with the Hadamard transform")
+            }
+            ScaleRule::Row if stochastic => {
+                Some("row scales are not defined together with stochastic rounding")
+            }
+            ScaleRule::Row if tile => Some("row scales need 1x16 blocks, not 16x16 tiles"),
+            ScaleRule::Tensor if tile && hadamard => {
+                Some("16x16 tiles are not defined together with the Hadamard transform")
+            }
+            ScaleRule::Tensor | ScaleRule::Row | ScaleRule::FourOverSix { .. } => None,
+        }
+    }
+}

@@ -2,5 +2,9 @@
 
 pub mod error;
 pub mod recipe;
+pub mod engine;
+mod runtime;
+pub mod decorator;
 
+pub use decorator::Nvfp4;
 pub use error::QuantizeError;

@@ -2,6 +2,7 @@
 
 pub mod error;
 pub mod recipe;
+mod scope;
 pub mod engine;
 mod runtime;
 pub mod decorator;

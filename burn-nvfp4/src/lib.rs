@@ -3,9 +3,10 @@
 pub mod error;
 pub mod recipe;
 mod scope;
-pub mod engine;
 mod runtime;
+pub mod engine;
 pub mod decorator;
 
 pub use decorator::Nvfp4;
 pub use error::QuantizeError;
+pub use scope::{current_layer, layer, precision};

@@ -1,1 +1,5 @@
 //! Models.
+
+pub mod config;
+pub mod nn;
+pub mod hybrid;

@@ -8,14 +8,16 @@
 //! ([`read_matrix`](Nvfp4Engine::read_matrix), [`from_values`](Nvfp4Engine::from_values)) and so
 //! runs the same code in place.
 
-mod autodiff;
-#[cfg(feature = "flex")]
-mod flex;
+mod operand;
 mod host;
 pub(crate) mod linear;
+mod autodiff;
 #[cfg(feature = "ndarray")]
 mod ndarray;
-mod operand;
+#[cfg(feature = "flex")]
+mod flex;
+#[cfg(feature = "cubecl")]
+mod cube;
 
 use burn_backend::tensor::{Device, FloatTensor};
 use burn_backend::{Backend, DType, Shape, TensorData, TensorMetadata, read_sync};

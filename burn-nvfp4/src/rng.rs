@@ -136,15 +136,13 @@ fn fill_lanes(key: &RandomKey, amax: f32, first_block: u64, bytes: &mut [u8]) {
     let mut block = first_block;
     for chunk in bytes.chunks_mut(LANES * BLOCK_BYTES) {
         let mut counters = [[0u32; LANES]; 4];
+        let [c0, c1, c2, c3] = &mut counters;
         for lane in 0..LANES {
-            let counter = key.counter(amax, block.wrapping_add(lane as u64));
-            for word in 0..4 {
-                counters[word][lane] = counter[word];
-            }
+            [c0[lane], c1[lane], c2[lane], c3[lane]] =
+                key.counter(amax, block.wrapping_add(lane as u64));
         }
         let mut words = key.key_words();
         for _ in 0..ROUNDS {
-            let [c0, c1, c2, c3] = &mut counters;
             for lane in 0..LANES {
                 [c0[lane], c1[lane], c2[lane], c3[lane]] =
                     philox_round([c0[lane], c1[lane], c2[lane], c3[lane]], words);

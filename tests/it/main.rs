@@ -1,2 +1,4 @@
-//! it
+//! Tests across crates, in one binary.
 
+mod linear;
+mod transparency;

@@ -1,4 +1,5 @@
 //! Tests across crates, in one binary.
 
+mod hybrid;
 mod linear;
 mod transparency;

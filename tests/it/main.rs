@@ -1,5 +1,8 @@
-//! Tests across crates, in one binary.
+//! One test binary for the workspace; each module is named after what it tests.
 
-mod hybrid;
+mod format;
+mod quantize;
+mod golden;
 mod linear;
 mod transparency;
+mod hybrid;

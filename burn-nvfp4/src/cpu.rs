@@ -18,7 +18,7 @@ mod dequantize;
 mod gemm;
 
 pub use amax::tensor_amax;
-pub use dequantize::{decode_operand, dequantize};
+pub use dequantize::{decode_operand, dequantize, dequantize_into};
 pub use element::{Contraction, Element, MatrixView};
 pub use gemm::{Alpha, gemm, gemm_alpha, gemm_f64};
 pub use hadamard::hadamard;

@@ -13,6 +13,7 @@ mod strip;
 mod elements;
 mod block_scale;
 mod four_over_six;
+mod plan;
 mod quantize;
 mod dequantize;
 mod gemm;

@@ -7,15 +7,12 @@
 use rayon::prelude::*;
 
 use super::elements;
-use super::strip::GROUP;
+use super::strip::{GROUP, PARALLEL_FROM};
 use crate::format::scale::decode_factor;
 use crate::format::{BlockScales, PackedMatrix, e4m3, e8m0};
 
 /// Rows per task.
 const ROWS: usize = 16;
-
-/// Operands with fewer elements are decoded on the calling thread.
-const PARALLEL_FROM: usize = 1 << 16;
 
 /// The values that a packed matrix stands for, `[rows, k]`.
 ///

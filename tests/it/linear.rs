@@ -9,6 +9,7 @@ use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::DType;
 use burn_nvfp4::recipe::{OperandSpec, Policy, Progress, Recipe, presets};
+use tests::golden::{Record, te_nvfp4_directory};
 use burn_nvfp4::{Nvfp4, Nvfp4Engine, layer, precision, set_policy, set_progress, set_seed};
 
 /// Settings are per device and these tests share one: they take turns.
@@ -82,6 +83,46 @@ fn run<B: AutodiffBackend, const D: usize>(
         dw: bits(module.weight.val().grad(&grads).unwrap()),
         db: module.bias.map(|b| bits(b.val().grad(&grads).unwrap())),
     }
+}
+
+/// Golden `linear`: one layer of TransformerEngine's reference, stochastic rounding off.
+///
+/// Kills: a GEMM that reads the wrong packing or axis, a tensor scale before the GEMM, a weight
+/// quantized along the wrong axis, the Hadamard transform on one operand only.
+#[test]
+fn the_decorated_linear_is_transformer_engines() {
+    let _turn = exclusive();
+    fn check<B: AutodiffBackend>() {
+        use_recipe::<B>(presets::NVIDIA_NO_SR);
+        let file = te_nvfp4_directory().join("linear.safetensors");
+        let mut golden = Record::open(&file).unwrap();
+        let cases = golden.cases_with("fprop.y_f64");
+        assert!(!cases.is_empty(), "{} has no cases", file.display());
+        for case in cases {
+            let mut matrix = |name: &str| {
+                let golden = golden.input(&format!("{case}.{name}"));
+                let (rows, cols) = golden.matrix_shape();
+                let values: Vec<f32> = golden.bf16().into_iter().map(f32::from).collect();
+                let data = TensorData::new(values, [rows, cols]);
+                Tensor::<B, 2>::from_data(data, &B::Device::default())
+            };
+            let (x, dy) = (matrix("x").require_grad(), matrix("dy"));
+            // TransformerEngine stores W as [d_output, d_input].
+            let w = matrix("w").transpose().detach().require_grad();
+            let y = burn::tensor::module::linear(x.clone(), w.clone(), None);
+            let grads = (y.clone() * dy).sum().backward();
+            let dx = x.grad(&grads).unwrap();
+            let dw = w.grad(&grads).unwrap().transpose();
+            for (gemm, got) in [("fprop", y.inner()), ("dgrad", dx), ("wgrad", dw)] {
+                let got: Vec<f64> = got.into_data().iter::<f64>().collect();
+                golden.compare_close(&format!("{case}.{gemm}.y_f64"), &got, 1e-6, 0.0);
+            }
+        }
+        assert!(golden.failures().is_empty(), "{:?}", golden.failures());
+        println!("{}: {} tensors compared", golden.name(), golden.compared_tensors());
+    }
+    check::<Nvfp4<Autodiff<NdArray>>>();
+    check::<Nvfp4<Autodiff<Flex>>>();
 }
 
 #[test]

@@ -12,6 +12,8 @@ mod operand;
 mod host;
 pub(crate) mod linear;
 mod autodiff;
+#[cfg(all(test, feature = "ndarray"))]
+mod tests;
 #[cfg(feature = "ndarray")]
 mod ndarray;
 #[cfg(feature = "flex")]

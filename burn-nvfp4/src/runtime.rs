@@ -84,7 +84,13 @@ fn update<B: Backend>(device: &B::Device, f: impl FnOnce(&mut Settings)) {
     f(table.entry(key::<B>(device)).or_default());
 }
 
-pub(crate) fn set_policy<B: Backend>(
+/// Sets the policy that the linears on `device` follow from now on.
+///
+/// Devices of `Nvfp4<Autodiff<B>>`, `Nvfp4<B>` and `B` are the same device.
+///
+/// # Errors
+/// [`RecipeError`] if the policy has a combination without an arithmetic or a broken pattern.
+pub fn set_policy<B: Backend>(
     device: &B::Device,
     policy: Policy,
 ) -> Result<(), RecipeError> {
@@ -93,23 +99,29 @@ pub(crate) fn set_policy<B: Backend>(
     Ok(())
 }
 
-pub(crate) fn policy<B: Backend>(device: &B::Device) -> Arc<Policy> {
+/// The policy of `device`; NVIDIA's recipe everywhere until another is set.
+pub fn policy<B: Backend>(device: &B::Device) -> Arc<Policy> {
     read::<B, _>(device, |settings| settings.policy.clone())
 }
 
-pub(crate) fn set_seed<B: Backend>(device: &B::Device, seed: u64) {
+/// Sets the seed of stochastic rounding, as `Backend::seed` of a decorated backend does.
+pub fn set_seed<B: Backend>(device: &B::Device, seed: u64) {
     update::<B>(device, |settings| settings.seed = seed);
 }
 
-pub(crate) fn seed<B: Backend>(device: &B::Device) -> u64 {
+/// The seed of stochastic rounding on `device`.
+pub fn seed<B: Backend>(device: &B::Device) -> u64 {
     read::<B, _>(device, |settings| settings.seed)
 }
 
-pub(crate) fn set_progress<B: Backend>(device: &B::Device, progress: Progress) {
+/// Tells `device` how far the run is: the policy may depend on it, and stochastic rounding draws other
+/// bits at another step.
+pub fn set_progress<B: Backend>(device: &B::Device, progress: Progress) {
     update::<B>(device, |settings| settings.progress = progress);
 }
 
-pub(crate) fn progress<B: Backend>(device: &B::Device) -> Progress {
+/// How far the run on `device` is, as it was told last.
+pub fn progress<B: Backend>(device: &B::Device) -> Progress {
     read::<B, _>(device, |settings| settings.progress)
 }
 
@@ -136,7 +148,10 @@ pub struct NonFinite {
     pub operand: &'static str,
 }
 
-pub(crate) fn set_watch<B: Backend>(device: &B::Device, watch: bool) {
+/// Starts or stops looking for NaN and infinity in the operands that are quantized on `device`.
+///
+/// Costs one pass over each operand.
+pub fn set_watch<B: Backend>(device: &B::Device, watch: bool) {
     update::<B>(device, |settings| settings.watch = watch);
 }
 
@@ -151,7 +166,8 @@ pub(crate) fn report_non_finite<B: Backend>(device: &B::Device, found: NonFinite
     table.entry(key::<B>(device)).or_insert(found);
 }
 
-pub(crate) fn take_non_finite<B: Backend>(device: &B::Device) -> Option<NonFinite> {
+/// The first non-finite operand since the last call, if [`set_watch`] is on.
+pub fn take_non_finite<B: Backend>(device: &B::Device) -> Option<NonFinite> {
     let mut table = NON_FINITE.write().unwrap_or_else(std::sync::PoisonError::into_inner);
     table.remove(&key::<B>(device))
 }

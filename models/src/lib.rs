@@ -3,3 +3,4 @@
 pub mod config;
 pub mod nn;
 pub mod hybrid;
+pub mod checkpoint;

@@ -16,7 +16,8 @@ impl Nvfp4Engine for Flex {
             DType::F64 => read(matrix::<f64>(&x, order, HostSlice::F64)),
             DType::BF16 => read(matrix::<bf16>(&x, order, HostSlice::Bf16)),
             DType::F16 => read(matrix::<f16>(&x, order, HostSlice::F16)),
-            _ => read(matrix::<f32>(&x, order, HostSlice::F32)),
+            DType::F32 => read(matrix::<f32>(&x, order, HostSlice::F32)),
+            other => unreachable!("{other:?} is not a float dtype of Flex"),
         }
     }
 

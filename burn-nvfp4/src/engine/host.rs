@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use burn_backend::tensor::FloatTensor;
-use burn_backend::{Backend, DType, Shape, TensorData};
+use burn_backend::{DType, Shape, TensorData};
 use half::{bf16, f16};
 
 use super::{Lifetime, Nvfp4Engine, Operand, OperandRequest, Output, Reading};
@@ -131,7 +131,8 @@ pub(super) fn with_data<R>(
         DType::F64 => HostSlice::F64(data.as_slice().expect(DENSE)),
         DType::BF16 => HostSlice::Bf16(data.as_slice().expect(DENSE)),
         DType::F16 => HostSlice::F16(data.as_slice().expect(DENSE)),
-        _ => HostSlice::F32(data.as_slice().expect(DENSE)),
+        DType::F32 | DType::Flex32 => HostSlice::F32(data.as_slice().expect(DENSE)),
+        other => unreachable!("{other:?} is not a float dtype"),
     };
     read(HostMatrix::row_major(slice, shape))
 }
@@ -181,7 +182,7 @@ pub(super) fn gemm<B: Nvfp4Engine>(
     output: Output<'_, B>,
 ) -> FloatTensor<B> {
     let (lhs, rhs) = (decode(lhs), decode(rhs));
-    let bias = bias.map(|bias| B::read_matrix(bias, HostMatrix::to_f32));
+    let bias = bias.map(|bias| B::read_matrix(bias, |matrix| matrix.to_f32()));
     let values = cpu::gemm_decoded(&lhs, &rhs, bias.as_deref());
     B::from_values(values, output.shape, output.dtype, output.device)
 }

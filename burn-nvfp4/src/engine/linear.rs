@@ -22,6 +22,12 @@ use crate::recipe::OperandSpec;
 use crate::rng::Stream;
 use crate::runtime::LinearPlan;
 
+/// Random bytes of an operand as fprop reads it, should a recipe round it stochastically.
+const FPROP: Stream = Stream::Other(0);
+
+/// Random bytes of a forward operand that backward reads along its other axis.
+const KEPT: Stream = Stream::Other(1);
+
 /// Which operands backward will need.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Wanted {
@@ -129,12 +135,12 @@ pub(crate) fn weight_for_dgrad<B: Nvfp4Engine>(
     weight: FloatTensor<B>,
     plan: &LinearPlan,
 ) -> Operand<B> {
-    dgrad_weight_use(plan).quantize::<B>(weight, plan, Stream::ForwardKept, Lifetime::OneGemm)
+    dgrad_weight_use(plan).quantize::<B>(weight, plan, KEPT, Lifetime::OneGemm)
 }
 
 /// `X` as the lhs of wgrad, where forward has kept nothing.
 pub(crate) fn x_for_wgrad<B: Nvfp4Engine>(x: FloatTensor<B>, plan: &LinearPlan) -> Operand<B> {
-    wgrad_x_use(plan).quantize::<B>(x, plan, Stream::ForwardKept, Lifetime::OneGemm)
+    wgrad_x_use(plan).quantize::<B>(x, plan, KEPT, Lifetime::OneGemm)
 }
 
 /// Both gradients; `dY` is quantized once where one packing serves both.
@@ -249,7 +255,7 @@ impl<B: Nvfp4Engine> Shared<B> {
 
     fn now(&self, plan: &LinearPlan) -> Operand<B> {
         let lifetime = if self.one_packing() { Lifetime::Kept } else { Lifetime::OneGemm };
-        self.now.quantize::<B>(self.tensor.clone(), plan, Stream::Forward, lifetime)
+        self.now.quantize::<B>(self.tensor.clone(), plan, FPROP, lifetime)
     }
 
     /// What backward needs; `packed` is what [`Self::now`] made, if it ran.
@@ -258,7 +264,7 @@ impl<B: Nvfp4Engine> Shared<B> {
         Some(match packed {
             Some(packed) if self.one_packing() => packed.transposed(),
             _ => {
-                later.quantize::<B>(self.tensor.clone(), plan, Stream::ForwardKept, Lifetime::Kept)
+                later.quantize::<B>(self.tensor.clone(), plan, KEPT, Lifetime::Kept)
             }
         })
     }

@@ -1,9 +1,9 @@
 //! `NdArray`: `cpu` on ndarray's own buffers.
 
 use burn_backend::tensor::{Device, FloatTensor};
-use burn_backend::{DType, QuantElement, Shape, TensorMetadata};
+use burn_backend::{DType, Shape, TensorMetadata};
 use burn_ndarray::{
-    FloatNdArrayElement, IntNdArrayElement, NdArray, NdArrayTensor, SharedArray,
+    FloatNdArrayElement, IntNdArrayElement, NdArray, NdArrayTensor, QuantElement, SharedArray,
 };
 
 use super::host::{HostMatrix, HostSlice, MemoryOrder};

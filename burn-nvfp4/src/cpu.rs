@@ -13,12 +13,13 @@ mod strip;
 mod elements;
 mod block_scale;
 mod four_over_six;
+mod plan;
 mod quantize;
 mod dequantize;
 mod gemm;
 
 pub use amax::tensor_amax;
-pub use dequantize::{decode_operand, dequantize};
+pub use dequantize::{decode_operand, dequantize, dequantize_into};
 pub use element::{Contraction, Element, MatrixView};
 pub use gemm::{Alpha, DecodedMatrix, gemm, gemm_alpha, gemm_decoded, gemm_f64};
 pub use hadamard::hadamard;

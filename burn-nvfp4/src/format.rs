@@ -13,9 +13,11 @@ pub mod e8m0;
 pub mod scale;
 pub mod packing;
 pub mod swizzle;
+pub(crate) mod layout;
 pub mod matrix;
 
-pub use matrix::{BlockScales, Format, PackedMatrix, TensorScale};
+pub use layout::Format;
+pub use matrix::{BlockScales, PackedMatrix, TensorScale};
 
 /// Which elements share one NVFP4 block scale.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -208,7 +208,7 @@ mod tests {
         // Bits beyond 44 are dropped: block 0xABC.. keeps 0xABC, the step keeps 0xFED.
         assert_eq!(
             counter,
-            [0xDEF0_1234, 0xCBA9_8765, 0x3F80_0000, 0xFED_ABC_01]
+            [0xDEF0_1234, 0xCBA9_8765, 0x3F80_0000, 0xFEDA_BC01]
         );
     }
 

@@ -74,34 +74,34 @@ impl Golden {
 
     /// The elements of any integer tensor.
     pub fn i64(&self) -> Vec<i64> {
-        match self.dtype {
-            Dtype::I64 => self
-                .bytes
+        if self.dtype == Dtype::I64 {
+            self.bytes
                 .as_chunks()
                 .0
                 .iter()
                 .map(|&b| i64::from_le_bytes(b))
-                .collect(),
-            Dtype::I32 => {
-                let words = self.bytes.as_chunks().0.iter();
-                words.map(|&b| i64::from(i32::from_le_bytes(b))).collect()
-            }
-            Dtype::I8 => self
-                .bytes
+                .collect()
+        } else if self.dtype == Dtype::I32 {
+            let words = self.bytes.as_chunks().0.iter();
+            words.map(|&b| i64::from(i32::from_le_bytes(b))).collect()
+        } else if self.dtype == Dtype::I8 {
+            self.bytes
                 .iter()
                 .map(|&b| i64::from(b.cast_signed()))
-                .collect(),
-            Dtype::U8 => self.bytes.iter().map(|&b| i64::from(b)).collect(),
-            _ => panic!("{:?} is no integer type of these files", self.dtype),
+                .collect()
+        } else {
+            self.u8().into_iter().map(i64::from).collect()
         }
     }
 
     /// The elements of any floating-point tensor, widened.
     pub fn widened(&self) -> Vec<f64> {
-        match self.dtype {
-            Dtype::BF16 => self.bf16().into_iter().map(f64::from).collect(),
-            Dtype::F32 => self.f32().into_iter().map(f64::from).collect(),
-            _ => self.f64(),
+        if self.dtype == Dtype::BF16 {
+            self.bf16().into_iter().map(f64::from).collect()
+        } else if self.dtype == Dtype::F32 {
+            self.f32().into_iter().map(f64::from).collect()
+        } else {
+            self.f64()
         }
     }
 }

@@ -8,11 +8,14 @@ use multiversion::multiversion;
 
 use super::element::{Contraction, Element, MatrixView};
 use super::hadamard::hadamard;
-use crate::format::matrix::BlockDims;
+use crate::format::layout::BlockDims;
 use crate::recipe::Transform;
 
 /// Elements that are encoded together, and that share one encode scale in every format.
 pub(super) const GROUP: usize = 16;
+
+/// Operands with fewer elements are worked on by the calling thread alone.
+pub(super) const PARALLEL_FROM: usize = 1 << 16;
 
 /// How an operand is cut into strips.
 #[derive(Clone, Copy, Debug)]

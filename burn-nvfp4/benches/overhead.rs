@@ -8,7 +8,9 @@
 use std::time::{Duration, Instant};
 
 use burn::backend::{Autodiff, Flex, NdArray};
-use burn::nn::transformer::{TransformerEncoder, TransformerEncoderConfig, TransformerEncoderInput};
+use burn::nn::transformer::{
+    TransformerEncoder, TransformerEncoderConfig, TransformerEncoderInput,
+};
 use burn::optim::{AdamW, AdamWConfig, GradientsParams, Optimizer, adaptor::OptimizerAdaptor};
 use burn::prelude::*;
 use burn::tensor::Distribution;
@@ -35,8 +37,16 @@ impl<B: AutodiffBackend> Training<B> {
         let block = TransformerEncoderConfig::new(D_MODEL, D_FF, 8, 1)
             .with_dropout(0.0)
             .init::<B>(&device);
-        let input = Tensor::random([BATCH, SEQ, D_MODEL], Distribution::Normal(0.0, 1.0), &device);
-        Self { block: Some(block), optimizer: AdamWConfig::new().init(), input }
+        let input = Tensor::random(
+            [BATCH, SEQ, D_MODEL],
+            Distribution::Normal(0.0, 1.0),
+            &device,
+        );
+        Self {
+            block: Some(block),
+            optimizer: AdamWConfig::new().init(),
+            input,
+        }
     }
 
     fn step(&mut self) -> Duration {
@@ -58,13 +68,23 @@ fn compare<Plain: AutodiffBackend, Decorated: AutodiffBackend>(name: &str, recip
         best[1] = best[1].min(decorated.step());
     }
     let ratio = best[1].as_secs_f64() / best[0].as_secs_f64();
-    println!("{name:<10} {recipe:<15} {:>9.1?} {:>9.1?} {ratio:>6.2}", best[0], best[1]);
+    println!(
+        "{name:<10} {recipe:<15} {:>9.1?} {:>9.1?} {ratio:>6.2}",
+        best[0], best[1]
+    );
 }
 
 fn main() {
     println!("one step, d 512, 1024 tokens, best of {ROUNDS}");
-    println!("{:<10} {:<15} {:>9} {:>9} {:>6}", "backend", "recipe", "plain", "nvfp4", "ratio");
-    for preset in [presets::NVIDIA, presets::NVIDIA_NO_SR, presets::HIGH_PRECISION] {
+    println!(
+        "{:<10} {:<15} {:>9} {:>9} {:>6}",
+        "backend", "recipe", "plain", "nvfp4", "ratio"
+    );
+    for preset in [
+        presets::NVIDIA,
+        presets::NVIDIA_NO_SR,
+        presets::HIGH_PRECISION,
+    ] {
         let name = presets::PRESETS
             .iter()
             .find(|known| known.recipe == preset)

@@ -140,7 +140,6 @@ pub struct DecodedMatrix {
     pub scale: TensorScale,
 }
 
-
 /// Multiplies `lhs [m, k]` with the transpose of `rhs [n, k]`, applies both tensor scales, then adds
 /// `bias [n]`: `[m, n]`.
 ///
@@ -175,9 +174,13 @@ type Strided<'a> = (&'a [f32], [usize; 2]);
 /// these last ones are not.
 fn products([m, n, k]: [usize; 3], a: Strided<'_>, b: Strided<'_>) -> Vec<f32> {
     for (rows, (values, [row_stride, k_stride])) in [(m, a), (n, b)] {
-        let reach = (rows.saturating_sub(1)).checked_mul(row_stride).and_then(|rows| {
-            (k.saturating_sub(1)).checked_mul(k_stride)?.checked_add(rows)
-        });
+        let reach = (rows.saturating_sub(1))
+            .checked_mul(row_stride)
+            .and_then(|rows| {
+                (k.saturating_sub(1))
+                    .checked_mul(k_stride)?
+                    .checked_add(rows)
+            });
         assert!(
             rows == 0 || k == 0 || reach.is_some_and(|last| last < values.len()),
             "an operand of {} values does not fill [{rows}, {k}]",
@@ -219,4 +222,3 @@ fn products([m, n, k]: [usize; 3], a: Strided<'_>, b: Strided<'_>) -> Vec<f32> {
     }
     out
 }
-

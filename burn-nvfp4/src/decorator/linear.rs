@@ -60,7 +60,11 @@ pub(crate) fn wgrad<B: Nvfp4Engine>(
 pub(crate) fn bias_grad<B: Nvfp4Engine>(output_grad: FloatTensor<B>) -> FloatTensor<B> {
     let plan = runtime::plan::<B>(&B::float_device(&output_grad));
     let dtype = output_grad.dtype();
-    let dtype = if plan.recipe.is_quantized() { master_dtype(dtype) } else { dtype };
+    let dtype = if plan.recipe.is_quantized() {
+        master_dtype(dtype)
+    } else {
+        dtype
+    };
     linear::bias_grad::<B>(output_grad, dtype)
 }
 

@@ -54,5 +54,8 @@ fn matrix<'a, E: Element + Pod>(
 ) -> HostMatrix<'a> {
     let start = x.layout().start_offset();
     let data = &x.storage::<E>()[start..start + x.layout().num_elements()];
-    HostMatrix { order, ..HostMatrix::row_major(slice(data), x.layout().shape()) }
+    HostMatrix {
+        order,
+        ..HostMatrix::row_major(slice(data), x.layout().shape())
+    }
 }

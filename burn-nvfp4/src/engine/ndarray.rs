@@ -29,7 +29,12 @@ where
                 if let (2, Some(data)) = (view.ndim(), view.clone().reversed_axes().to_slice()) {
                     let order = MemoryOrder::ColumnMajor;
                     let data = $slice(data);
-                    return read(HostMatrix { data, rows: shape[0], cols: shape[1], order });
+                    return read(HostMatrix {
+                        data,
+                        rows: shape[0],
+                        cols: shape[1],
+                        order,
+                    });
                 }
                 let copy = view.as_standard_layout();
                 let data = copy.as_slice().expect("standard layout is one slice");

@@ -1,9 +1,10 @@
 //! What the decorator costs: one training step of a transformer block, with and without it.
 //!
-//! d_model 512, 8 heads, d_ff 2048, 1024 tokens (4 x 256), AdamW. The two backends take turns in one
-//! process, so that the ratio survives a busy machine; the best of the rounds is printed.
+//! d_model 512, 8 heads, d_ff 2048, 1024 tokens (4 x 256), AdamW. The two backends take turns in
+//! one process, so that the ratio survives a busy machine; the best of the rounds is printed.
 //!
 //! `cargo bench -p burn-nvfp4 --bench overhead`
+#![expect(clippy::print_stdout, reason = "a benchmark prints its table")]
 
 use std::time::{Duration, Instant};
 

@@ -1,10 +1,10 @@
 //! The executable specification and the CPU path: plain slices in, packed matrices out.
 //!
-//! What the formulas of [`format`](crate::format) mean for a matrix: [`quantize`] walks an operand in
-//! strips, [`dequantize`] and [`decode_operand`] go back, [`gemm`] multiplies. Works on slices; knows
-//! neither tensors nor backends. Bits do not depend on the number of threads or the vector unit:
-//! floats are only ever compared, multiplied and divided element by element, maxima are exact, and
-//! the one sum before rounding, the Hadamard transform, has a fixed order.
+//! What the formulas of [`format`](crate::format) mean for a matrix: [`quantize`] walks an operand
+//! in strips, [`dequantize`] and [`decode_operand`] go back, [`gemm`] multiplies. Works on slices;
+//! knows neither tensors nor backends. Bits do not depend on the number of threads or the vector
+//! unit: floats are only ever compared, multiplied and divided element by element, maxima are
+//! exact, and the one sum before rounding, the Hadamard transform, has a fixed order.
 
 mod element;
 mod amax;

@@ -2,7 +2,8 @@
 //!
 //! [`e2m1`], [`e4m3`] and [`e8m0`] are the three element and scale formats, [`scale`] holds every
 //! formula that turns an amax into a scale, [`packing`] and [`swizzle`] are layouts, and
-//! [`PackedMatrix`] is a quantized GEMM operand. Nothing here knows of tensors, recipes or backends.
+//! [`PackedMatrix`] is a quantized GEMM operand. Nothing here knows of tensors, recipes or
+//! backends.
 
 use serde::{Deserialize, Serialize};
 

@@ -121,8 +121,8 @@ pub fn seed<B: Backend>(device: &B::Device) -> u64 {
     read::<B, _>(device, |settings| settings.seed)
 }
 
-/// Tells `device` how far the run is: the policy may depend on it, and stochastic rounding draws other
-/// bits at another step.
+/// Tells `device` how far the run is: the policy may depend on it, and stochastic rounding draws
+/// other bits at another step.
 pub fn set_progress<B: Backend>(device: &B::Device, progress: Progress) {
     update::<B>(device, |settings| settings.progress = progress);
 }

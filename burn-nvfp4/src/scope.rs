@@ -9,7 +9,9 @@ use std::cell::RefCell;
 use crate::recipe::Recipe;
 
 thread_local! {
-    static SCOPE: RefCell<Scope> = const { RefCell::new(Scope { path: String::new(), precision: Vec::new() }) };
+    static SCOPE: RefCell<Scope> = const {
+        RefCell::new(Scope { path: String::new(), precision: Vec::new() })
+    };
 }
 
 struct Scope {

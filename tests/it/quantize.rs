@@ -178,7 +178,8 @@ proptest! {
         // The tensor amax stands in the random counter: stochastic codes are others by design.
         prop_assume!(spec.rounding() != Some(Rounding::Stochastic));
         let scaled: Vec<f32> = x.iter().map(|value| value * 2f32.powi(exponent)).collect();
-        let (one, other) = (quantized(&x, rows, cols, &spec), quantized(&scaled, rows, cols, &spec));
+        let one = quantized(&x, rows, cols, &spec);
+        let other = quantized(&scaled, rows, cols, &spec);
         prop_assert_eq!(one.codes(), other.codes());
         if let BlockScales::E4m3(scales) = one.block_scales() {
             prop_assert_eq!(&BlockScales::E4m3(scales.clone()), other.block_scales());
@@ -244,7 +245,8 @@ proptest! {
         prop_assert_eq!(&quantized(&double, rows, cols, &spec), &expected);
         let half: Vec<f16> = wide.iter().map(|&value| f16::from_f32(value)).collect();
         let half_wide: Vec<f32> = half.iter().map(|value| value.to_f32()).collect();
-        prop_assert_eq!(quantized(&half, rows, cols, &spec), quantized(&half_wide, rows, cols, &spec));
+        let narrow = quantized(&half, rows, cols, &spec);
+        prop_assert_eq!(narrow, quantized(&half_wide, rows, cols, &spec));
     }
 
     #[test]
@@ -321,8 +323,8 @@ proptest! {
     }
 }
 
-/// Codes of the formats without a rule of their own in `format::scale`, by a search for the block of
-/// each element; `None` for the formats that the golden files cover.
+/// Codes of the formats without a rule of their own in `format::scale`, by a search for the block
+/// of each element; `None` for the formats that the golden files cover.
 fn codes_by_formula(x: &[f32], rows: usize, cols: usize, spec: &OperandSpec) -> Option<Vec<u8>> {
     let (block_rows, block_cols) = match spec {
         OperandSpec::Mxfp4 {

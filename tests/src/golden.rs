@@ -1,7 +1,8 @@
 //! Golden files: safetensors written by other people's code, and the record of what was compared.
 //!
-//! A [`Record`] knows every key of its file. Comparing marks a key as compared, reading an input marks
-//! it as read; what is left over is printed, so that a key nobody looks at cannot pass for a success.
+//! A [`Record`] knows every key of its file. Comparing marks a key as compared, reading an input
+//! marks it as read; what is left over is printed, so that a key nobody looks at cannot pass for a
+//! success.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
@@ -209,7 +210,8 @@ impl Record {
         }
     }
 
-    /// Compares any floating-point tensor within a tolerance (see [`first_beyond`]), if it is there.
+    /// Compares any floating-point tensor within a tolerance (see [`first_beyond`]), if it is
+    /// there.
     pub fn compare_close(&mut self, key: &str, got: &[f64], of_largest: f64, of_value: f64) {
         let Some(expected) = self.get(key) else {
             return;

@@ -1,7 +1,7 @@
 //! How far apart two results may be, with the reason for each number.
 //!
-//! Before a GEMM there is no tolerance: codes, scales and amaxes are compared by their bits. After it,
-//! the order of summation is free.
+//! Before a GEMM there is no tolerance: codes, scales and amaxes are compared by their bits. After
+//! it, the order of summation is free.
 
 /// An f32 GEMM of quantized operands against the exact result, relative to the largest output.
 ///
@@ -15,10 +15,10 @@ pub const BF16_OF_VALUE: f64 = 1.0 / 256.0;
 
 /// A relative MSE against the published table, whose figures have a safe third digit.
 ///
-/// The table rests on one matrix of 4096 x 4096, and we average as many elements. Between matrices of
-/// 2048 x 2048 the figures spread by 0.07 % to 0.6 % (the test prints it; most for the formats whose
-/// scale hangs on one amax), so two means differ by up to about 0.3 %. 1 % leaves room for that and for
-/// the rounding of the printed figures; bits are the golden files' business.
+/// The table rests on one matrix of 4096 x 4096, and we average as many elements. Between matrices
+/// of 2048 x 2048 the figures spread by 0.07 % to 0.6 % (the test prints it; most for the formats
+/// whose scale hangs on one amax), so two means differ by up to about 0.3 %. 1 % leaves room for
+/// that and for the rounding of the printed figures; bits are the golden files' business.
 pub const RELATIVE_MSE: f64 = 0.01;
 
 /// The first pair that is further apart than `of_largest * max|expected| + of_value * |expected|`.

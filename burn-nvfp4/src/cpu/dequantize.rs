@@ -1,8 +1,9 @@
 //! From packed matrices back to f32 (numerics §2).
 //!
-//! Two answers to two questions. [`dequantize`]: what does the matrix stand for? Code times the whole
-//! scale, in the order of TransformerEngine's dequantize kernel. [`decode_operand`]: what does a GEMM
-//! multiply? Code times block scale, exact in f32 (and in bf16), the tensor scale left for after.
+//! Two answers to two questions. [`dequantize`]: what does the matrix stand for? Code times the
+//! whole scale, in the order of TransformerEngine's dequantize kernel. [`decode_operand`]: what
+//! does a GEMM multiply? Code times block scale, exact in f32 (and in bf16), the tensor scale left
+//! for after.
 
 use rayon::prelude::*;
 
@@ -45,8 +46,8 @@ pub fn dequantize_into(matrix: &PackedMatrix, values: &mut [f32]) {
 
 /// Code times block scale, `[rows, padded_k]`: what a GEMM multiplies before the tensor scales.
 ///
-/// Exact for NVFP4 and the MX formats: the product has at most six significant bits, so it also fits
-/// bf16. With f32 block scales (FP8 in blocks) it is rounded once.
+/// Exact for NVFP4 and the MX formats: the product has at most six significant bits, so it also
+/// fits bf16. With f32 block scales (FP8 in blocks) it is rounded once.
 pub fn decode_operand(matrix: &PackedMatrix) -> Vec<f32> {
     let mut values = vec![0.0; matrix.rows() * matrix.padded_k()];
     decode(matrix, matrix.padded_k(), &mut values, |_, block_scale| {

@@ -1,8 +1,9 @@
 //! The loops over elements: amax, encode and decode of sixteen at a time.
 //!
 //! All formats share them. A group of sixteen is one AVX-512 register or two of AVX2; scales arrive
-//! one per group, so nothing here knows what a block is. Plain array loops without branches, compiled
-//! once per vector unit. Rust never contracts a product and a sum, so the bits are the same in each.
+//! one per group, so nothing here knows what a block is. Plain array loops without branches,
+//! compiled once per vector unit. Rust never contracts a product and a sum, so the bits are the
+//! same in each.
 
 use multiversion::multiversion;
 
@@ -37,8 +38,8 @@ pub(super) fn group_amax(values: &[f32], amax: &mut [f32]) {
     let (groups, _) = values.as_chunks::<GROUP>();
     for (group, amax) in groups.iter().zip(amax) {
         one_group_at_a_time();
-        // As integers: the order of non-negative floats is that of their bits, and an integer maximum
-        // may be taken in any order, which lets the reduction be a tree. NaN counts as -1.
+        // As integers: the order of non-negative floats is that of their bits, and an integer
+        // maximum may be taken in any order, which lets the reduction be a tree. NaN counts as -1.
         let mut largest = 0_i32;
         for value in group {
             let magnitude = value.to_bits() & 0x7FFF_FFFF;

@@ -2,8 +2,8 @@
 //!
 //! 1. Round each element to bf16, whatever its type was.
 //! 2. Flip signs by the sign vector.
-//! 3. Sixteen sums of sixteen terms in f32, as a fast Walsh-Hadamard transform: four stages that add
-//!    and subtract neighbours 1, 2, 4 and 8 apart. `H[i][j] = (-1)^popcount(i & j)`.
+//! 3. Sixteen sums of sixteen terms in f32, as a fast Walsh-Hadamard transform: four stages that
+//!    add and subtract neighbours 1, 2, 4 and 8 apart. `H[i][j] = (-1)^popcount(i & j)`.
 //! 4. Multiply by 1/4 and round once to bf16.
 //!
 //! TransformerEngine sums in a tensor core, in an order that is not documented. On bf16 data of

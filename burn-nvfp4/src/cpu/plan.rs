@@ -1,8 +1,8 @@
 //! Before the first code: the format, the amax that it needs, and the rule for its block scales.
 //!
-//! An amax is taken behind the transform, over the tensor, over each row of the packed operand, or not
-//! at all. A transformed operand is transformed twice, here and when it is encoded: that costs less than
-//! a transformed copy, which would be written to memory and read back.
+//! An amax is taken behind the transform, over the tensor, over each row of the packed operand, or
+//! not at all. A transformed operand is transformed twice, here and when it is encoded: that costs
+//! less than a transformed copy, which would be written to memory and read back.
 
 use rayon::prelude::*;
 

@@ -1,10 +1,10 @@
 //! Quantizing a matrix: one walk for every format (numerics §2 to §7).
 //!
-//! 1. [`Plan`]: the amax that the format needs (tensor, rows or none, behind the transform), and from
-//!    it the rule for block scales.
+//! 1. [`Plan`]: the amax that the format needs (tensor, rows or none, behind the transform), and
+//!    from it the rule for block scales.
 //! 2. The packed operand is cut into strips; strips that share rows are one task.
-//! 3. Per strip: load and transform, block amaxes and scales, codes, and out. What comes out is either
-//!    packed, or decoded at once for an emulated GEMM, from the same codes and scales.
+//! 3. Per strip: load and transform, block amaxes and scales, codes, and out. What comes out is
+//!    either packed, or decoded at once for an emulated GEMM, from the same codes and scales.
 
 use rayon::prelude::*;
 
@@ -23,8 +23,8 @@ use crate::rng::RandomKey;
 /// blocks are padded with zeros, which changes no code and no scale of the elements that exist.
 ///
 /// # Shapes
-/// `x`: `[rows, k]` with [`Contraction::Columns`], `[k, rows]` with [`Contraction::Rows`]; the result
-/// is `[rows, k]` in both cases.
+/// `x`: `[rows, k]` with [`Contraction::Columns`], `[k, rows]` with [`Contraction::Rows`]; the
+/// result is `[rows, k]` in both cases.
 ///
 /// # Errors
 /// [`QuantizeError::HighPrecision`] if the spec asks for no quantization,
@@ -92,8 +92,8 @@ pub fn quantize<E: Element>(
 /// matrix in between.
 ///
 /// # Shapes
-/// `x` as in [`quantize`]; the result is `[rows, padded_k]`, code times block scale. The tensor scale
-/// is not in it.
+/// `x` as in [`quantize`]; the result is `[rows, padded_k]`, code times block scale. The tensor
+/// scale is not in it.
 ///
 /// # Errors
 /// As [`quantize`].

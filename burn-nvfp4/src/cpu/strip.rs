@@ -1,8 +1,9 @@
 //! A piece of an operand small enough for the cache, in the packed orientation.
 //!
 //! Loading is the only step that knows the element type and the contraction axis: afterwards every
-//! format works on the same f32 rows, contraction axis last, zero-padded to whole blocks. Contraction
-//! over the view's rows transposes here, a strip at a time, so that no transposed copy ever exists.
+//! format works on the same f32 rows, contraction axis last, zero-padded to whole blocks.
+//! Contraction over the view's rows transposes here, a strip at a time, so that no transposed copy
+//! ever exists.
 
 use multiversion::multiversion;
 

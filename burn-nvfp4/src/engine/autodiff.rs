@@ -104,9 +104,11 @@ fn record<B: Nvfp4Engine, C: CheckpointStrategy, const N: usize>(
     plan: LinearPlan,
 ) -> FloatTensor<Autodiff<B, C>> {
     // Each operand is needed for the gradient of the other.
-    let wanted = Wanted {
-        weight: x.is_tracked(),
-        x: weight.is_tracked(),
+    let wanted = match (x.is_tracked(), weight.is_tracked()) {
+        (true, true) => Wanted::Both,
+        (true, false) => Wanted::Weight,
+        (false, true) => Wanted::X,
+        (false, false) => Wanted::Nothing,
     };
     let (x, weight, bias) = (
         x.primitive,
@@ -131,7 +133,7 @@ fn record<B: Nvfp4Engine, C: CheckpointStrategy, const N: usize>(
             )
         }
         OpsKind::UnTracked(prep) => {
-            prep.finish(linear::fprop::<B>(x, weight, bias, &plan, Wanted::NOTHING).0)
+            prep.finish(linear::fprop::<B>(x, weight, bias, &plan, Wanted::Nothing).0)
         }
     }
 }

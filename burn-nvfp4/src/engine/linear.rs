@@ -28,21 +28,27 @@ const FPROP: Stream = Stream::Other(0);
 /// Random bytes of a forward operand that backward reads along its other axis.
 const KEPT: Stream = Stream::Other(1);
 
-/// Which operands backward will need.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Wanted {
+/// Which operands backward will need: the weight if `X` has a gradient, `X` if the weight has one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wanted {
+    /// No backward.
+    Nothing,
     /// `W`, for dgrad.
-    pub(crate) weight: bool,
+    Weight,
     /// `X`, for wgrad.
-    pub(crate) x: bool,
+    X,
+    /// Both.
+    Both,
 }
 
 impl Wanted {
-    /// No backward.
-    pub(crate) const NOTHING: Self = Self {
-        weight: false,
-        x: false,
-    };
+    fn weight(self) -> bool {
+        matches!(self, Self::Weight | Self::Both)
+    }
+
+    fn x(self) -> bool {
+        matches!(self, Self::X | Self::Both)
+    }
 }
 
 /// What backward needs of forward, as dgrad and wgrad read it.
@@ -74,7 +80,7 @@ pub(crate) fn fprop<B: Nvfp4Engine>(
             along: Contraction::Columns,
             operand: "fprop.lhs",
         },
-        wanted.x.then(|| wgrad_x_use(plan)),
+        wanted.x().then(|| wgrad_x_use(plan)),
     );
     let rhs = Shared::new(
         weight.clone(),
@@ -83,7 +89,7 @@ pub(crate) fn fprop<B: Nvfp4Engine>(
             along: Contraction::Rows,
             operand: "fprop.rhs",
         },
-        wanted.weight.then(|| dgrad_weight_use(plan)),
+        wanted.weight().then(|| dgrad_weight_use(plan)),
     );
     let kept = |rhs: &Shared<B>, lhs: &Shared<B>, weight, x| Kept {
         weight: rhs.kept(plan, weight),

@@ -40,10 +40,7 @@ fn run<B: Nvfp4Engine>(recipe: Recipe) -> [Vec<u32>; 3] {
         tensor::<B>([tokens, d_input], 0.1),
         tensor::<B>([d_input, d_output], 0.2),
     );
-    let all = Wanted {
-        weight: true,
-        x: true,
-    };
+    let all = Wanted::Both;
     let (y, kept) = fprop::<B>(x, w, Some(bias::<B>(d_output)), &plan, all);
     let dy = tensor::<B>([tokens, d_output], 0.3);
     let is = |rows, cols| (Shape::new([rows, cols]), DType::F32);
@@ -80,10 +77,7 @@ fn kept_bytes(recipe: Recipe, [tokens, d_input, d_output]: [usize; 3]) -> [usize
         tensor::<NdArray>([tokens, d_input], 0.1),
         tensor::<NdArray>([d_input, d_output], 0.2),
     );
-    let all = Wanted {
-        weight: true,
-        x: true,
-    };
+    let all = Wanted::Both;
     let (_, Kept { weight, x }) = fprop::<NdArray>(x, w, None, &plan(recipe), all);
     [x, weight].map(|operand| operand.expect("both are kept").bytes())
 }
@@ -104,10 +98,7 @@ fn a_constant_input_keeps_nothing_for_its_own_gradient() {
         tensor::<NdArray>([32, 48], 0.1),
         tensor::<NdArray>([48, 16], 0.2),
     );
-    let only_dw = Wanted {
-        weight: false,
-        x: true,
-    };
+    let only_dw = Wanted::X;
     let (_, kept) = fprop::<NdArray>(x, w, None, &plan(presets::NVIDIA), only_dw);
     assert!(kept.weight.is_none() && kept.x.is_some());
 }

@@ -1,7 +1,7 @@
 //! E4M3 (the `fn` variant): NVFP4's block scales, FP8 elements (numerics §1).
 //!
-//! Sign, four exponent bits with bias 7, three mantissa bits; no infinity, NaN is `0x7F`/`0xFF`, the
-//! largest value is 448 and subnormals are multiples of 2^-9.
+//! Sign, four exponent bits with bias 7, three mantissa bits; no infinity, NaN is `0x7F`/`0xFF`,
+//! the largest value is 448 and subnormals are multiples of 2^-9.
 
 use super::minifloat::grid_index;
 

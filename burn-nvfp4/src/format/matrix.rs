@@ -2,8 +2,8 @@
 //!
 //! The layout is the same for every format: row-major `[rows, k]`, the contraction axis last and
 //! padded to whole blocks. All stored scales are decode scales: value = code x block scale x tensor
-//! scale. The matrix cannot be in a state that its accessors do not describe: every constructor goes
-//! through [`PackedMatrix::from_parts`], which checks lengths with checked arithmetic.
+//! scale. The matrix cannot be in a state that its accessors do not describe: every constructor
+//! goes through [`PackedMatrix::from_parts`], which checks lengths with checked arithmetic.
 
 use std::borrow::Cow;
 
@@ -110,11 +110,12 @@ impl PackedMatrix {
     ///
     /// # Shapes
     /// `codes`: `[rows, padded_k]`, two codes to a byte for the 4-bit formats. `block_scales`:
-    /// `[ceil(rows / block rows), padded_k / block length]`. `tensor_scale.amax`: `[1]` or `[rows]`.
+    /// `[ceil(rows / block rows), padded_k / block length]`. `tensor_scale.amax`: `[1]` or
+    /// `[rows]`.
     ///
     /// # Errors
-    /// [`QuantizeError::PartLength`] or [`QuantizeError::ScaleType`] if a part does not fit the shape
-    /// and format, [`QuantizeError::TooLarge`] if the shape cannot be counted.
+    /// [`QuantizeError::PartLength`] or [`QuantizeError::ScaleType`] if a part does not fit the
+    /// shape and format, [`QuantizeError::TooLarge`] if the shape cannot be counted.
     pub fn from_parts(
         (rows, k): (usize, usize),
         format: Format,
@@ -178,8 +179,8 @@ impl PackedMatrix {
         self.format
     }
 
-    /// Codes, `[rows, padded_k / 2]` with the even index in the low nibble, or `[rows, padded_k]` for
-    /// the 8-bit formats.
+    /// Codes, `[rows, padded_k / 2]` with the even index in the low nibble, or `[rows, padded_k]`
+    /// for the 8-bit formats.
     pub fn codes(&self) -> &[u8] {
         &self.codes
     }

@@ -1,3 +1,7 @@
-//! it
+//! One test binary for the workspace; each module is named after what it tests.
+#![expect(
+    clippy::unwrap_used,
+    reason = "helper functions of tests count as tests"
+)]
 
 mod hybrid;

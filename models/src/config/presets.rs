@@ -28,9 +28,9 @@ struct Preset {
 #[rustfmt::skip]
 const PRESETS: [Preset; 11] = [
     Preset { name: "tiny-1m", pattern: "M-M-M*-M-", d_model: 128, d_ffn: 512,
-             attention: [4, 2, 32], mamba: [16, 16, 2, 32], chunk_len: 32, context_len: 1024 },
+             attention: [4, 2, 32], mamba: [16, 16, 2, 32], chunk_len: 16, context_len: 1024 },
     Preset { name: "small-5m", pattern: "M-M-M*-M-M-", d_model: 256, d_ffn: 1024,
-             attention: [8, 2, 32], mamba: [16, 32, 2, 64], chunk_len: 64, context_len: 1024 },
+             attention: [8, 2, 32], mamba: [16, 32, 2, 64], chunk_len: 32, context_len: 1024 },
     Preset { name: "small-30m", pattern: "M-M-M-M*-M-M-M-", d_model: 512, d_ffn: 2048,
              attention: [8, 2, 64], mamba: [16, 64, 4, 64], chunk_len: 64, context_len: 2048 },
     Preset { name: "small-130m", pattern: "M-M-M-M*-M-M-M-M*-M-M-M-M-", d_model: 768, d_ffn: 3072,

@@ -1,0 +1,3 @@
+//! Checkpoints: [`run`], everything that a training run continues from.
+
+pub mod run;

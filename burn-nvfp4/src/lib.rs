@@ -2,5 +2,7 @@
 
 pub mod error;
 pub mod recipe;
+pub mod scope;
 
 pub use error::QuantizeError;
+pub use scope::layer;

@@ -1,6 +1,9 @@
 //! The Nemotron-H hybrid on Burn, and what trains it in NVFP4.
 
 pub mod durable;
+pub mod config;
 pub mod data;
+pub mod nn;
+pub mod hybrid;
 pub mod checkpoint;
 pub mod train;

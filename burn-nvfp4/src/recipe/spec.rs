@@ -213,17 +213,33 @@ impl OperandSpec {
     /// takes none.
     #[must_use]
     pub const fn with_hadamard(self) -> Self {
-        self.with_transform(Transform::Hadamard { signs: SignVector::TRANSFORMER_ENGINE })
+        self.with_transform(Transform::Hadamard {
+            signs: SignVector::TRANSFORMER_ENGINE,
+        })
     }
 
     /// The same operand behind another transform; unchanged where the format takes none.
     #[must_use]
     pub const fn with_transform(self, transform: Transform) -> Self {
         match self {
-            Self::Nvfp4 { block, scale, rounding, .. } => {
-                Self::Nvfp4 { block, scale, rounding, transform }
-            }
-            Self::Mxfp4 { scale, rounding, .. } => Self::Mxfp4 { scale, rounding, transform },
+            Self::Nvfp4 {
+                block,
+                scale,
+                rounding,
+                ..
+            } => Self::Nvfp4 {
+                block,
+                scale,
+                rounding,
+                transform,
+            },
+            Self::Mxfp4 {
+                scale, rounding, ..
+            } => Self::Mxfp4 {
+                scale,
+                rounding,
+                transform,
+            },
             Self::HighPrecision | Self::Mxfp8 { .. } | Self::Fp8 { .. } => self,
         }
     }
@@ -232,10 +248,24 @@ impl OperandSpec {
     #[must_use]
     pub const fn with_rounding(self, rounding: Rounding) -> Self {
         match self {
-            Self::Nvfp4 { block, scale, transform, .. } => {
-                Self::Nvfp4 { block, scale, rounding, transform }
-            }
-            Self::Mxfp4 { scale, transform, .. } => Self::Mxfp4 { scale, rounding, transform },
+            Self::Nvfp4 {
+                block,
+                scale,
+                transform,
+                ..
+            } => Self::Nvfp4 {
+                block,
+                scale,
+                rounding,
+                transform,
+            },
+            Self::Mxfp4 {
+                scale, transform, ..
+            } => Self::Mxfp4 {
+                scale,
+                rounding,
+                transform,
+            },
             Self::HighPrecision | Self::Mxfp8 { .. } | Self::Fp8 { .. } => self,
         }
     }
@@ -243,25 +273,39 @@ impl OperandSpec {
     /// True if one packing serves both contraction axes, so that a weight is quantized once.
     pub const fn is_transposable(&self) -> bool {
         match self {
-            Self::Nvfp4 { block: BlockShape::Tile16x16, scale, rounding, transform } => {
+            Self::Nvfp4 {
+                block: BlockShape::Tile16x16,
+                scale,
+                rounding,
+                transform,
+            } => {
                 !matches!(scale, ScaleRule::Row)
                     && matches!(rounding, Rounding::NearestEven)
                     && matches!(transform, Transform::None)
             }
-            Self::Fp8 { scaling: Fp8Scaling::Tensor | Fp8Scaling::Tile128x128 } => true,
-            Self::Nvfp4 { block: BlockShape::Row16, .. }
+            Self::Fp8 {
+                scaling: Fp8Scaling::Tensor | Fp8Scaling::Tile128x128,
+            } => true,
+            Self::Nvfp4 {
+                block: BlockShape::Row16,
+                ..
+            }
             | Self::HighPrecision
             | Self::Mxfp4 { .. }
             | Self::Mxfp8 { .. }
-            | Self::Fp8 { scaling: Fp8Scaling::Row128 } => false,
+            | Self::Fp8 {
+                scaling: Fp8Scaling::Row128,
+            } => false,
         }
     }
 }
 
 impl GemmSpec {
     /// Both operands in their own dtype.
-    pub const HIGH_PRECISION: Self =
-        Self { lhs: OperandSpec::HighPrecision, rhs: OperandSpec::HighPrecision };
+    pub const HIGH_PRECISION: Self = Self {
+        lhs: OperandSpec::HighPrecision,
+        rhs: OperandSpec::HighPrecision,
+    };
 
     /// True if either operand is quantized.
     pub const fn is_quantized(&self) -> bool {
@@ -280,12 +324,17 @@ impl Recipe {
     /// # Errors
     /// [`RecipeError::Unsupported`] names the GEMM, the operand and what does not go together.
     pub fn validate(&self) -> Result<(), RecipeError> {
-        for (name, gemm) in
-            [("fprop", &self.fprop), ("dgrad", &self.dgrad), ("wgrad", &self.wgrad)]
-        {
+        for (name, gemm) in [
+            ("fprop", &self.fprop),
+            ("dgrad", &self.dgrad),
+            ("wgrad", &self.wgrad),
+        ] {
             for (side, operand) in [("lhs", &gemm.lhs), ("rhs", &gemm.rhs)] {
                 if let Some(reason) = operand.conflict() {
-                    return Err(RecipeError::Unsupported { place: format!("{name}.{side}"), reason });
+                    return Err(RecipeError::Unsupported {
+                        place: format!("{name}.{side}"),
+                        reason,
+                    });
                 }
             }
             if gemm.lhs.transform() != gemm.rhs.transform() {
@@ -303,7 +352,15 @@ impl Recipe {
 impl OperandSpec {
     /// Why the parts of this operand do not go together, if they do not.
     const fn conflict(&self) -> Option<&'static str> {
-        let Self::Nvfp4 { block, scale, rounding, transform } = self else { return None };
+        let Self::Nvfp4 {
+            block,
+            scale,
+            rounding,
+            transform,
+        } = self
+        else {
+            return None;
+        };
         let hadamard = matches!(transform, Transform::Hadamard { .. });
         let stochastic = matches!(rounding, Rounding::Stochastic);
         let tile = matches!(block, BlockShape::Tile16x16);

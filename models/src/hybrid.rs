@@ -1,0 +1,238 @@
+//! The hybrid language model: `embed -> blocks -> norm_f -> lm_head`.
+//!
+//! `h = E[ids]`; per block `h = h + mixer(norm(h))`; `logits = lm_head(norm_f(h))` in f32.
+//! Embedding and `lm_head` are separate matrices. Module paths are the names of the parameters
+//! ([`crate::config::params`]) and, for linear layers, the names that precision policies match.
+
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
+use burn::tensor::backend::Backend;
+use burn::tensor::{Bool, DType, Int, Tensor, TensorData, module};
+
+use crate::config::params::ParamSpec;
+use crate::config::{HybridConfig, Residual};
+use crate::nn::linear::Linear;
+use crate::nn::norm::RmsNorm;
+use crate::nn::pass::{Observer, Pass};
+use crate::nn::source::ParamSource;
+use crate::nn::wide;
+use block::Block;
+
+pub mod block;
+pub mod init;
+
+/// A hybrid language model.
+#[derive(Module, Debug)]
+pub struct HybridLm<B: Backend> {
+    /// `[vocab, d_model]`.
+    pub embeddings: Embedding<B>,
+    /// The blocks, first to last.
+    pub layers: Vec<Block<B>>,
+    /// Before `lm_head`.
+    pub norm_f: RmsNorm<B>,
+    /// `d_model -> vocab`.
+    pub lm_head: Linear<B>,
+    #[module(skip)]
+    residual: Residual,
+    #[module(skip)]
+    activations: Option<DType>,
+}
+
+/// The token embedding.
+#[derive(Module, Debug)]
+pub struct Embedding<B: Backend> {
+    /// `[vocab, d_model]`.
+    pub weight: Param<Tensor<B, 2>>,
+}
+
+/// One parameter of a model, as an optimizer wants to know it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ParamInfo {
+    /// What gradients and optimizer states are filed under.
+    pub id: ParamId,
+    /// Module path.
+    pub name: String,
+    /// Shape in Burn's layout.
+    pub shape: Vec<usize>,
+    /// Whether weight decay applies ([`ParamSpec::decays`]).
+    pub decays: bool,
+}
+
+impl<B: Backend> HybridLm<B> {
+    /// Builds the model of a checked configuration from values that a closure provides.
+    ///
+    /// # Panics
+    /// If the closure answers with another shape than it was asked for.
+    pub(crate) fn build(
+        config: &HybridConfig,
+        device: &B::Device,
+        values: &mut dyn FnMut(&ParamSpec) -> TensorData,
+    ) -> Self {
+        let mut source = ParamSource::new(config.params(), device, values);
+        let blocks = config.pattern.iter().enumerate();
+        let model = Self {
+            embeddings: Embedding {
+                weight: source.take("embeddings.weight"),
+            },
+            layers: blocks
+                .map(|(i, kind)| Block::new(&mut source, i, kind, config))
+                .collect(),
+            norm_f: RmsNorm::new(&mut source, "norm_f", config.norm_eps),
+            lm_head: Linear::new(&mut source, "lm_head"),
+            residual: config.residual,
+            activations: None,
+        };
+        assert!(
+            source.left_over().is_empty(),
+            "no module has {:?}",
+            source.left_over()
+        );
+        model
+    }
+
+    /// Logits in f32: `[batch, seq]` to `[batch, seq, vocab]`.
+    pub fn forward(&self, ids: Tensor<B, 2, Int>) -> Tensor<B, 3> {
+        self.logits(self.forward_hidden(ids))
+    }
+
+    /// What `lm_head` sees: `[batch, seq]` to `[batch, seq, d_model]`, in the activation dtype.
+    pub fn forward_hidden(&self, ids: Tensor<B, 2, Int>) -> Tensor<B, 3> {
+        self.run(ids, Pass::new(self.activation_dtype()))
+    }
+
+    /// Logits of a padded batch. `tokens`: `[batch, seq]`, true at real tokens.
+    ///
+    /// Each row gets the logits that it would get alone, without its padding in front; logits at
+    /// padding mean nothing.
+    pub fn forward_padded(
+        &self,
+        ids: Tensor<B, 2, Int>,
+        tokens: Tensor<B, 2, Bool>,
+    ) -> Tensor<B, 3> {
+        let pass = Pass::new(self.activation_dtype()).with_tokens(tokens);
+        self.logits(self.run(ids, pass))
+    }
+
+    /// [`Self::forward`] that shows intermediate values to `observer`, in the order of computation:
+    ///
+    /// `embed`; per block i of a Mamba-2 mixer `layers.{i}.mixer.{in_proj, conv_silu, dt, scan,
+    /// gate, gated_norm}`; of every mixer its output `layers.{i}.mixer`; after every block the
+    /// residual stream `layers.{i}`; `norm_f`.
+    pub fn forward_observed<'a>(
+        &self,
+        ids: Tensor<B, 2, Int>,
+        observer: &'a mut Observer<'a, B>,
+    ) -> Tensor<B, 3> {
+        let pass = Pass::new(self.activation_dtype()).with_observer(observer);
+        self.logits(self.run(ids, pass))
+    }
+
+    fn run(&self, ids: Tensor<B, 2, Int>, mut pass: Pass<'_, B>) -> Tensor<B, 3> {
+        let embedded = module::embedding(self.embeddings.weight.val(), ids);
+        let mut h = match self.residual {
+            Residual::Activations => embedded.cast(pass.dtype()),
+            Residual::F32 => {
+                let dtype = wide(embedded.dtype());
+                embedded.cast(pass.dtype()).cast(dtype)
+            }
+        };
+        pass.observe("embed", || h.clone());
+        for (index, layer) in self.layers.iter().enumerate() {
+            pass.enter(|| format!("layers.{index}"));
+            h = layer.forward(h, &mut pass);
+            pass.observe("", || h.clone());
+        }
+        pass.enter(String::new);
+        let hidden = self.norm_f.forward(h, pass.dtype());
+        pass.observe("norm_f", || hidden.clone());
+        hidden
+    }
+
+    fn logits(&self, hidden: Tensor<B, 3>) -> Tensor<B, 3> {
+        let logits = self.lm_head.forward(hidden);
+        let dtype = wide(logits.dtype());
+        logits.cast(dtype)
+    }
+
+    /// The same model with activations of this dtype instead of that of its matrices.
+    ///
+    /// f32 matrices under bf16 activations need a backend whose `linear` mixes dtypes (NVFP4).
+    pub fn with_activations(self, dtype: DType) -> Self {
+        Self {
+            activations: Some(dtype),
+            ..self
+        }
+    }
+
+    /// Dtype of the activations.
+    pub fn activation_dtype(&self) -> DType {
+        self.activations
+            .unwrap_or_else(|| self.embeddings.weight.val().dtype())
+    }
+
+    /// The same model with every matrix in this dtype; vectors stay as they are.
+    ///
+    /// For inference in bf16 on a plain backend; for training keep f32 master weights.
+    pub fn cast_matrices(self, dtype: DType) -> Self {
+        self.map(&mut CastMatrices { dtype })
+    }
+
+    /// All parameters, in module order.
+    pub fn parameters(&self) -> Vec<ParamInfo> {
+        let mut list = ListParams {
+            path: Vec::new(),
+            found: Vec::new(),
+        };
+        self.visit(&mut list);
+        list.found
+    }
+}
+
+/// Casts parameters of rank 2 and more.
+struct CastMatrices {
+    dtype: DType,
+}
+
+impl<B: Backend> ModuleMapper<B> for CastMatrices {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
+        if D == 1 {
+            param
+        } else {
+            param.map(|tensor| tensor.cast(self.dtype))
+        }
+    }
+}
+
+/// Collects parameters with their paths.
+struct ListParams {
+    /// One entry per open module; none for enum variants, which are not part of names.
+    path: Vec<Option<String>>,
+    found: Vec<ParamInfo>,
+}
+
+impl<B: Backend> ModuleVisitor<B> for ListParams {
+    fn enter_module(&mut self, name: &str, container_type: &str) {
+        self.path
+            .push((!container_type.starts_with("Enum:")).then(|| name.into()));
+    }
+
+    fn exit_module(&mut self, _name: &str, _container_type: &str) {
+        self.path.pop();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+        let name = self
+            .path
+            .iter()
+            .flatten()
+            .map(String::as_str)
+            .collect::<Vec<_>>()
+            .join(".");
+        let shape = param.lazy_shape().to_vec();
+        self.found.push(ParamInfo {
+            id: param.id,
+            name,
+            shape,
+            decays: D > 1,
+        });
+    }
+}

@@ -1,0 +1,66 @@
+//! One block: `h + mixer(norm(h))`.
+
+use burn::module::Module;
+use burn::tensor::Tensor;
+use burn::tensor::backend::Backend;
+
+use crate::config::{HybridConfig, MixerKind};
+use crate::nn::attention::Attention;
+use crate::nn::mamba2::Mamba2;
+use crate::nn::mlp::Mlp;
+use crate::nn::norm::RmsNorm;
+use crate::nn::pass::Pass;
+use crate::nn::source::ParamSource;
+
+/// A pre-norm residual block.
+#[derive(Module, Debug)]
+pub struct Block<B: Backend> {
+    /// Before the mixer.
+    pub norm: RmsNorm<B>,
+    /// What the block does.
+    pub mixer: Mixer<B>,
+}
+
+/// The mixer of a block.
+#[derive(Module, Debug)]
+pub enum Mixer<B: Backend> {
+    /// Letter `M`.
+    Mamba(Mamba2<B>),
+    /// Letter `*`.
+    Attention(Attention<B>),
+    /// Letter `-`.
+    Mlp(Mlp<B>),
+}
+
+impl<B: Backend> Block<B> {
+    /// Takes the parameters below `layers.{index}.`.
+    pub fn new(
+        source: &mut ParamSource<'_, B>,
+        index: usize,
+        kind: MixerKind,
+        config: &HybridConfig,
+    ) -> Self {
+        let name = format!("layers.{index}.mixer");
+        Self {
+            norm: RmsNorm::new(source, &format!("layers.{index}.norm"), config.norm_eps),
+            mixer: match kind {
+                MixerKind::Mamba => Mixer::Mamba(Mamba2::new(source, &name, config)),
+                MixerKind::Attention => Mixer::Attention(Attention::new(source, &name, config)),
+                MixerKind::Mlp => Mixer::Mlp(Mlp::new(source, &name)),
+            },
+        }
+    }
+
+    /// `[batch, seq, d_model]` to the same, in the dtype of the residual stream `h`.
+    pub fn forward(&self, h: Tensor<B, 3>, pass: &mut Pass<'_, B>) -> Tensor<B, 3> {
+        let x = self.norm.forward(h.clone(), pass.dtype());
+        let y = match &self.mixer {
+            Mixer::Mamba(mamba) => mamba.forward(x, None, pass).0,
+            Mixer::Attention(attention) => attention.forward(x, pass),
+            Mixer::Mlp(mlp) => mlp.forward(x),
+        };
+        pass.observe("mixer", || y.clone());
+        let dtype = h.dtype();
+        h + y.cast(dtype)
+    }
+}

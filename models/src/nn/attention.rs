@@ -1,0 +1,109 @@
+//! Causal grouped-query attention without positions, biases aside exactly
+//! `softmax(q k^T / sqrt(d)) v`.
+//!
+//! There is no positional encoding at all: the Mamba blocks carry order (some published configs
+//! name a `rope_theta`; nothing uses it). Keys and values are never repeated for the query heads
+//! that share them; instead those heads are stacked as rows of one product per key/value head.
+
+use burn::module::Module;
+use burn::tensor::activation::softmax;
+use burn::tensor::backend::Backend;
+use burn::tensor::{Bool, Tensor};
+
+use super::linear::Linear;
+use super::pass::Pass;
+use super::source::ParamSource;
+use super::wide;
+use crate::config::HybridConfig;
+
+/// Score of what may not be seen. Finite, so that a row that sees nothing (padding) stays finite
+/// and cannot turn later sums into NaN; `exp(MASKED - max)` is still exactly 0 elsewhere.
+const MASKED: f32 = -1e30;
+
+/// The attention mixer.
+#[derive(Module, Debug)]
+pub struct Attention<B: Backend> {
+    /// `d_model -> n_heads * head_dim`.
+    pub q_proj: Linear<B>,
+    /// `d_model -> n_kv_heads * head_dim`.
+    pub k_proj: Linear<B>,
+    /// `d_model -> n_kv_heads * head_dim`.
+    pub v_proj: Linear<B>,
+    /// `n_heads * head_dim -> d_model`.
+    pub o_proj: Linear<B>,
+    n_kv_heads: usize,
+    /// Query heads per key/value head.
+    n_shared: usize,
+    head_dim: usize,
+}
+
+impl<B: Backend> Attention<B> {
+    /// Takes the parameters below `{name}.`.
+    pub fn new(source: &mut ParamSource<'_, B>, name: &str, config: &HybridConfig) -> Self {
+        Self {
+            q_proj: Linear::new(source, &format!("{name}.q_proj")),
+            k_proj: Linear::new(source, &format!("{name}.k_proj")),
+            v_proj: Linear::new(source, &format!("{name}.v_proj")),
+            o_proj: Linear::new(source, &format!("{name}.o_proj")),
+            n_kv_heads: config.n_kv_heads,
+            n_shared: config.n_attention_heads / config.n_kv_heads,
+            head_dim: config.attention_head_dim,
+        }
+    }
+
+    /// `[batch, seq, d_model]` to the same. Padded tokens are not seen.
+    pub fn forward(&self, x: Tensor<B, 3>, pass: &Pass<'_, B>) -> Tensor<B, 3> {
+        let [batch, seq, _] = x.dims();
+        let (kv, shared, width) = (self.n_kv_heads, self.n_shared, self.head_dim);
+
+        // Scaling q touches seq * d elements, scaling the scores seq * seq.
+        let q = self.q_proj.forward(x.clone()) * (width as f64).sqrt().recip();
+        let q = q
+            .reshape([batch, seq, kv, shared, width])
+            .permute([0, 2, 3, 1, 4])
+            .reshape([batch, kv, shared * seq, width]);
+        let k = self
+            .k_proj
+            .forward(x.clone())
+            .reshape([batch, seq, kv, width]);
+        let v = self.v_proj.forward(x).reshape([batch, seq, kv, width]);
+
+        let scores = q.matmul(k.permute([0, 2, 3, 1])); // [batch, kv, shared * seq, seq]
+        let dtype = scores.dtype();
+        let scores = scores
+            .cast(wide(dtype))
+            .reshape([batch, kv * shared, seq, seq]);
+        let hidden = hidden_keys(batch, seq, pass, &scores.device());
+        let scores = scores.mask_fill(hidden.expand([batch, kv * shared, seq, seq]), MASKED);
+        let weights = softmax(scores, 3)
+            .cast(dtype)
+            .reshape([batch, kv, shared * seq, seq]);
+
+        let y = weights.matmul(v.swap_dims(1, 2)); // [batch, kv, shared * seq, width]
+        let y = y
+            .reshape([batch, kv, shared, seq, width])
+            .permute([0, 3, 1, 2, 4])
+            .reshape([batch, seq, kv * shared * width]);
+        self.o_proj.forward(y)
+    }
+}
+
+/// True where a query (third axis) may not see a key (fourth axis): later tokens and padding.
+fn hidden_keys<B: Backend>(
+    batch: usize,
+    seq: usize,
+    pass: &Pass<'_, B>,
+    device: &B::Device,
+) -> Tensor<B, 4, Bool> {
+    // Burn's "tril mask" is false on and below the diagonal.
+    let later = Tensor::<B, 2, Bool>::tril_mask([seq, seq], 0, device);
+    let later = later.reshape([1, 1, seq, seq]);
+    match pass.tokens() {
+        Some(tokens) => {
+            let padding = tokens.clone().bool_not().reshape([batch, 1, 1, seq]);
+            let shape = [batch, 1, seq, seq];
+            later.expand(shape).bool_or(padding.expand(shape))
+        }
+        None => later,
+    }
+}

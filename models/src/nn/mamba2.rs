@@ -1,0 +1,147 @@
+//! The Mamba-2 mixer.
+//!
+//! 1. `z, x B C, dt = split(in_proj(u))`, in this order.
+//! 2. `x B C = silu(causal_conv(x B C))`; z and dt do not pass the convolution.
+//! 3. `dt = clamp(softplus(dt + dt_bias))`, `A = -exp(a_log)`, both in f32.
+//! 4. The recurrence ([`super::ssd`]), including the skip `D x`.
+//! 5. `out_proj(group_norm(y * silu(z)))`.
+
+use burn::module::{Module, Param};
+use burn::tensor::Tensor;
+use burn::tensor::backend::Backend;
+
+use super::activation::{silu, softplus};
+use super::conv::CausalConv1d;
+use super::linear::Linear;
+use super::norm::GatedGroupNorm;
+use super::pass::Pass;
+use super::source::ParamSource;
+use super::ssd::{SsdInputs, ssd};
+use super::wide;
+use crate::config::HybridConfig;
+
+/// The Mamba-2 mixer.
+#[derive(Module, Debug)]
+pub struct Mamba2<B: Backend> {
+    /// `d_model -> z, x, B, C, dt`.
+    pub in_proj: Linear<B>,
+    /// Over x, B and C.
+    pub conv1d: CausalConv1d<B>,
+    /// `[heads]`, f32.
+    pub dt_bias: Param<Tensor<B, 1>>,
+    /// `[heads]`, f32: `A = -exp(a_log)`.
+    pub a_log: Param<Tensor<B, 1>>,
+    /// `[heads]`, f32.
+    pub d_skip: Param<Tensor<B, 1>>,
+    /// Gate and norm over groups of `d_inner / n_groups` channels.
+    pub norm: GatedGroupNorm<B>,
+    /// `d_inner -> d_model`.
+    pub out_proj: Linear<B>,
+    n_heads: usize,
+    head_dim: usize,
+    n_groups: usize,
+    d_state: usize,
+    chunk_len: usize,
+    dt_min: f64,
+    dt_max: Option<f64>,
+}
+
+/// What a Mamba-2 block remembers of the tokens it has seen.
+#[derive(Clone, Debug)]
+pub struct Mamba2State<B: Backend> {
+    /// Last inputs of the convolution, oldest first: `[batch, taps - 1, conv_dim]`.
+    pub window: Tensor<B, 3>,
+    /// State of the recurrence, f32: `[batch, heads, head_dim, d_state]`.
+    pub ssm: Tensor<B, 4>,
+}
+
+impl<B: Backend> Mamba2<B> {
+    /// Takes the parameters below `{name}.`.
+    pub fn new(source: &mut ParamSource<'_, B>, name: &str, config: &HybridConfig) -> Self {
+        Self {
+            in_proj: Linear::new(source, &format!("{name}.in_proj")),
+            conv1d: CausalConv1d::new(source, &format!("{name}.conv1d")),
+            dt_bias: source.take(&format!("{name}.dt_bias")),
+            a_log: source.take(&format!("{name}.a_log")),
+            d_skip: source.take(&format!("{name}.d_skip")),
+            norm: GatedGroupNorm::new(
+                source,
+                &format!("{name}.norm"),
+                config.n_groups,
+                config.norm_eps,
+            ),
+            out_proj: Linear::new(source, &format!("{name}.out_proj")),
+            n_heads: config.n_mamba_heads,
+            head_dim: config.mamba_head_dim,
+            n_groups: config.n_groups,
+            d_state: config.d_state,
+            chunk_len: config.chunk_len,
+            dt_min: config.dt_limit.min,
+            dt_max: config.dt_limit.max,
+        }
+    }
+
+    /// Mixes tokens that follow those in `state` (none: the sequence starts here); returns the
+    /// state after them. `u`, result: `[batch, seq, d_model]`.
+    pub fn forward(
+        &self,
+        u: Tensor<B, 3>,
+        state: Option<Mamba2State<B>>,
+        pass: &mut Pass<'_, B>,
+    ) -> (Tensor<B, 3>, Mamba2State<B>) {
+        let [batch, seq, _] = u.dims();
+        let (heads, width) = (self.n_heads, self.head_dim);
+        let (groups, d_state) = (self.n_groups, self.d_state);
+        let (d_inner, bc) = (heads * width, groups * d_state);
+        let (window, initial) = state.map(|s| (s.window, s.ssm)).unzip();
+
+        let projected = self.in_proj.forward(pass.zero_padding(u));
+        pass.observe("in_proj", || projected.clone());
+        let z = projected.clone().narrow(2, 0, d_inner);
+        let xbc = projected.clone().narrow(2, d_inner, d_inner + 2 * bc);
+        let dt = projected.narrow(2, 2 * d_inner + 2 * bc, heads);
+
+        let (xbc, window) = self.conv1d.forward(xbc, window);
+        // Again, since the bias of the convolution writes to padding as well.
+        let xbc = pass.zero_padding(silu(xbc));
+        pass.observe("conv_silu", || xbc.clone());
+        let dt = self.step_size(dt);
+        pass.observe("dt", || dt.clone());
+
+        let part = |start, count, width| {
+            xbc.clone()
+                .narrow(2, start, count * width)
+                .reshape([batch, seq, count, width])
+        };
+        let inputs = SsdInputs {
+            x: part(0, heads, width),
+            b: part(d_inner, groups, d_state),
+            c: part(d_inner + bc, groups, d_state),
+            a: self.a_log.val().cast(dt.dtype()).exp().neg(),
+            d_skip: self.d_skip.val().cast(dt.dtype()),
+            dt,
+        };
+        let (y, ssm) = ssd(inputs, self.chunk_len, initial);
+        let y = y.reshape([batch, seq, d_inner]);
+        pass.observe("scan", || y.clone());
+        pass.observe("gate", || z.clone());
+        let y = self.norm.forward(y, z, pass.dtype());
+        pass.observe("gated_norm", || y.clone());
+        (self.out_proj.forward(y), Mamba2State { window, ssm })
+    }
+
+    /// `clamp(softplus(dt + dt_bias))` in [`wide`]: in bf16 it would be off by up to 3 %.
+    fn step_size(&self, dt: Tensor<B, 3>) -> Tensor<B, 3> {
+        let dtype = wide(dt.dtype());
+        let dt = softplus(dt.cast(dtype) + self.dt_bias.val().cast(dtype).unsqueeze());
+        let dt = if self.dt_min > 0.0 {
+            dt.clamp_min(self.dt_min)
+        } else {
+            dt
+        };
+        match self.dt_max {
+            Some(max) => dt.clamp_max(max),
+            None => dt,
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! What accompanies one forward pass: activation dtype, padding, and an optional observer.
+
+use burn::tensor::backend::Backend;
+use burn::tensor::{Bool, DType, Tensor};
+
+/// Sees intermediate values by name; all of them are `[batch, seq, channels]`.
+pub type Observer<'a, B> = dyn FnMut(&str, Tensor<B, 3>) + 'a;
+
+/// The circumstances of one forward pass.
+pub struct Pass<'a, B: Backend> {
+    dtype: DType,
+    /// True at real tokens, `[batch, seq]`.
+    tokens: Option<Tensor<B, 2, Bool>>,
+    observer: Option<&'a mut Observer<'a, B>>,
+    prefix: String,
+}
+
+impl<B: Backend> std::fmt::Debug for Pass<'_, B> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pass")
+            .field("dtype", &self.dtype)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<'a, B: Backend> Pass<'a, B> {
+    /// A pass with activations of this dtype, without padding, unobserved.
+    pub fn new(dtype: DType) -> Self {
+        Self {
+            dtype,
+            tokens: None,
+            observer: None,
+            prefix: String::new(),
+        }
+    }
+
+    /// Treats positions where `tokens` is false as padding: they influence nothing.
+    pub fn with_tokens(self, tokens: Tensor<B, 2, Bool>) -> Self {
+        Self {
+            tokens: Some(tokens),
+            ..self
+        }
+    }
+
+    /// Shows intermediate values to `observer`.
+    pub fn with_observer(self, observer: &'a mut Observer<'a, B>) -> Self {
+        Self {
+            observer: Some(observer),
+            ..self
+        }
+    }
+
+    /// Dtype of the activations.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// True at real tokens, `[batch, seq]`; none if all are.
+    pub fn tokens(&self) -> Option<&Tensor<B, 2, Bool>> {
+        self.tokens.as_ref()
+    }
+
+    /// Names what is observed from here on `{prefix}.{name}`.
+    pub(crate) fn enter(&mut self, prefix: impl FnOnce() -> String) {
+        if self.observer.is_some() {
+            self.prefix = prefix();
+        }
+    }
+
+    /// Shows a value; `value` is only called when somebody looks.
+    pub(crate) fn observe(&mut self, name: &str, value: impl FnOnce() -> Tensor<B, 3>) {
+        if let Some(observer) = &mut self.observer {
+            match (self.prefix.as_str(), name) {
+                ("", name) => observer(name, value()),
+                (prefix, "") => observer(prefix, value()),
+                (prefix, name) => observer(&format!("{prefix}.{name}"), value()),
+            }
+        }
+    }
+
+    /// `x` with zeros at padding. `x`: `[batch, seq, channels]`.
+    pub(crate) fn zero_padding(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
+        match &self.tokens {
+            Some(tokens) => {
+                let shape = x.dims();
+                x.mask_fill(
+                    tokens
+                        .clone()
+                        .bool_not()
+                        .unsqueeze_dim::<3>(2)
+                        .expand(shape),
+                    0.0,
+                )
+            }
+            None => x,
+        }
+    }
+}

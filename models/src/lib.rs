@@ -6,4 +6,6 @@ pub mod data;
 pub mod nn;
 pub mod hybrid;
 pub mod checkpoint;
+pub mod generate;
 pub mod train;
+pub mod cli;

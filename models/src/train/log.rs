@@ -67,6 +67,33 @@ pub enum LogLine {
         /// After this step.
         step: u64,
     },
+    /// The run is complete.
+    Final(FinalLine),
+}
+
+/// The last line of a complete run.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FinalLine {
+    /// Steps of the run.
+    pub step: u64,
+    /// Mean training loss of the last tenth of the steps, nats per token.
+    pub train_loss: f64,
+    /// Validation in the recipe's forward, nats per token.
+    pub validation_loss: f64,
+    /// Validation in the recipe's forward, bits per byte.
+    pub validation_bits_per_byte: f64,
+    /// Validation in high precision, nats per token.
+    pub high_precision_loss: f64,
+    /// Validation in high precision, bits per byte.
+    pub high_precision_bits_per_byte: f64,
+    /// What byte counts give on the validation windows, bits per byte.
+    pub order0_bits_per_byte: f64,
+    /// What counts of byte pairs give there, bits per byte.
+    pub order1_bits_per_byte: f64,
+    /// Training tokens per second of this process, without validation.
+    pub tokens_per_second: f64,
+    /// Seconds of this process in the loop.
+    pub seconds: f64,
 }
 
 /// In which arithmetic a validation ran.
@@ -87,8 +114,15 @@ impl LogLine {
             Self::Resume { step }
             | Self::Step { step, .. }
             | Self::Validation { step, .. }
-            | Self::Checkpoint { step } => Some(*step),
+            | Self::Checkpoint { step }
+            | Self::Final(FinalLine { step, .. }) => Some(*step),
         }
+    }
+}
+
+impl LogLine {
+    fn is_final(&self) -> bool {
+        matches!(self, Self::Final(_))
     }
 }
 
@@ -123,7 +157,7 @@ impl RunLog {
         durable::write_file::<io::Error>(path, |out| {
             for line in old.lines() {
                 let keep = serde_json::from_str::<LogLine>(line)
-                    .is_ok_and(|line| line.step().is_none_or(|at| at <= step));
+                    .is_ok_and(|line| line.step().is_none_or(|at| at <= step) && !line.is_final());
                 if keep {
                     writeln!(out, "{line}")?;
                 }
@@ -153,6 +187,34 @@ impl RunLog {
     pub fn path(&self) -> &Path {
         &self.path
     }
+}
+
+/// Appends one line to a log that nothing else has open.
+///
+/// # Errors
+/// What the file system reports.
+pub fn append(path: &Path, line: &LogLine) -> io::Result<()> {
+    let file = OpenOptions::new().append(true).open(path)?;
+    RunLog {
+        path: path.to_owned(),
+        file,
+    }
+    .write(line)
+}
+
+/// Mean training loss over the last tenth of the steps in a log; NaN without steps.
+pub fn train_loss(lines: &[LogLine]) -> f64 {
+    let losses = lines.iter().filter_map(|line| match line {
+        LogLine::Step { loss, .. } => Some(*loss),
+        LogLine::Start { .. }
+        | LogLine::Resume { .. }
+        | LogLine::Validation { .. }
+        | LogLine::Checkpoint { .. }
+        | LogLine::Final(_) => None,
+    });
+    let losses: Vec<f64> = losses.collect();
+    let tail = &losses[losses.len() - losses.len().div_ceil(10)..];
+    tail.iter().sum::<f64>() / tail.len() as f64
 }
 
 /// Reads a log; lines that are none are left out.

@@ -1,2 +1,4 @@
 //! it
 
+mod data;
+mod train;

@@ -77,10 +77,8 @@ pub fn loss_curve(path: &Path, lines: &[LogLine], floors: Floors) -> anyhow::Res
         (floors.order1, "byte pair counts"),
     ] {
         chart
-            .draw_series(DashedLineSeries::new(
+            .draw_series(LineSeries::new(
                 [(0, value), (last, value)],
-                6,
-                4,
                 grey.stroke_width(1),
             ))?
             .label(format!("{label}: {value:.3}"))

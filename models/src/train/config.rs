@@ -214,7 +214,7 @@ impl TrainConfig {
             .sequences
             .get()
             .checked_mul(self.batch.length.get());
-        let beta = |value: f32| (0.0..1.0).contains(&value);
+        let beta = |value: f64| (0.0..1.0).contains(&value);
         let counts = format!("from 1 to {MAX_COUNT}");
         let checks: [(&'static str, bool, String, &str); 16] = [
             (
@@ -250,13 +250,13 @@ impl TrainConfig {
             ),
             (
                 "optimizer.epsilon",
-                optimizer.epsilon.is_finite() && optimizer.epsilon > 0.0,
+                rate(optimizer.epsilon) && optimizer.epsilon > 0.0,
                 optimizer.epsilon.to_string(),
                 "positive",
             ),
             (
                 "optimizer.weight_decay",
-                rate(optimizer.weight_decay.into()),
+                rate(optimizer.weight_decay),
                 optimizer.weight_decay.to_string(),
                 "0 or more",
             ),

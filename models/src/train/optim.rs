@@ -24,13 +24,13 @@ use super::params::{FieldPath, NamedTensors};
 #[serde(deny_unknown_fields)]
 pub struct OptimizerConfig {
     /// Decay of the first moment.
-    pub beta1: f32,
+    pub beta1: f64,
     /// Decay of the second moment.
-    pub beta2: f32,
+    pub beta2: f64,
     /// Added to the root of the second moment.
-    pub epsilon: f32,
+    pub epsilon: f64,
     /// Decoupled weight decay, times the learning rate.
-    pub weight_decay: f32,
+    pub weight_decay: f64,
     /// Largest global norm of the gradient; absent: no clipping.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clip_norm: Option<f64>,
@@ -39,6 +39,15 @@ pub struct OptimizerConfig {
 /// True if weight decay applies to a parameter.
 pub fn decays(name: &str, rank: usize) -> bool {
     rank > 1 && name != "bias" && !name.ends_with(".bias")
+}
+
+/// burn's optimizers take their constants in f32.
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "rounding to f32 is what is wanted"
+)]
+fn single(value: f64) -> f32 {
+    value as f32
 }
 
 /// State of every parameter, in burn's record type.
@@ -65,10 +74,10 @@ impl<B: AutodiffBackend, M: AutodiffModule<B>> GroupedAdamW<B, M> {
     pub fn new(config: &OptimizerConfig) -> Self {
         let adamw = |weight_decay| {
             AdamWConfig::new()
-                .with_beta_1(config.beta1)
-                .with_beta_2(config.beta2)
-                .with_epsilon(config.epsilon)
-                .with_weight_decay(weight_decay)
+                .with_beta_1(single(config.beta1))
+                .with_beta_2(single(config.beta2))
+                .with_epsilon(single(config.epsilon))
+                .with_weight_decay(single(weight_decay))
                 .build()
         };
         Self {

@@ -1,8 +1,20 @@
-//! NVFP4 training for any Burn backend.
+#![doc = include_str!("../../README.md")]
 
 pub mod error;
+pub mod format;
 pub mod recipe;
-pub mod scope;
+pub mod rng;
+pub mod cpu;
+mod scope;
+mod runtime;
+pub mod engine;
+pub mod decorator;
 
+pub use decorator::Nvfp4;
 pub use error::QuantizeError;
-pub use scope::layer;
+pub use recipe::{Policy, Progress, Recipe, presets};
+pub use runtime::{
+    LinearPlan, NonFinite, policy, progress, seed, set_policy, set_progress, set_seed,
+    set_watch, take_non_finite,
+};
+pub use scope::{current_layer, layer, precision};

@@ -1,38 +1,106 @@
-//! Names for the linear layers of a forward pass.
+//! Names and precision for the linears that run inside a closure.
 //!
-//! [`layer`] pushes a name on a stack of the calling thread for the time of a closure; nested
-//! names are joined with a dot. What runs inside can ask for [`current_layer`].
+//! Both are thread-local and read once, in forward, on the caller's thread, when the linear is
+//! called; the node of the linear keeps what held then. Backward never reads them: it runs after
+//! the scope has closed.
 
 use std::cell::RefCell;
 
+use crate::recipe::Recipe;
+
 thread_local! {
-    static STACK: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
+    static SCOPE: RefCell<Scope> = const { RefCell::new(Scope { path: String::new(), precision: Vec::new() }) };
 }
 
-/// Takes the innermost name off the stack, also when the closure panics.
-struct Guard;
-
-impl Drop for Guard {
-    fn drop(&mut self) {
-        STACK.with_borrow_mut(Vec::pop);
-    }
+struct Scope {
+    /// The open layer names, joined with dots.
+    path: String,
+    precision: Vec<Recipe>,
 }
 
-/// Runs `f` with `name` as the innermost layer name.
+/// Names the linears that `f` calls, so that a [`Policy`](crate::Policy) can tell them apart.
+///
+/// Scopes nest: the name of a linear is all open names joined with dots. Works on any backend and
+/// costs nothing where no decorator listens.
 ///
 /// ```
-/// use burn_nvfp4::scope::{current_layer, layer};
-/// let name = layer("layers.0", || layer("in_proj", current_layer));
-/// assert_eq!(name.as_deref(), Some("layers.0.in_proj"));
+/// use burn_nvfp4::{current_layer, layer};
+/// layer("layers.3.mixer", || {
+///     layer("in_proj", || assert_eq!(current_layer().as_deref(), Some("layers.3.mixer.in_proj")))
+/// });
 /// assert_eq!(current_layer(), None);
 /// ```
 pub fn layer<R>(name: &str, f: impl FnOnce() -> R) -> R {
-    STACK.with_borrow_mut(|stack| stack.push(name.into()));
-    let _guard = Guard;
+    /// Restores the path when the closure returns or unwinds.
+    struct Restore(usize);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            SCOPE.with_borrow_mut(|scope| scope.path.truncate(self.0));
+        }
+    }
+
+    let _restore = SCOPE.with_borrow_mut(|scope| {
+        let open = scope.path.len();
+        if open > 0 {
+            scope.path.push('.');
+        }
+        scope.path.push_str(name);
+        Restore(open)
+    });
     f()
 }
 
-/// The names of all open scopes of this thread, outermost first, joined with dots.
+/// Runs the linears that `f` calls under `recipe`, whatever the policy says.
+///
+/// The innermost scope wins. `precision(presets::HIGH_PRECISION, || ..)` keeps a layer out of
+/// quantization, in backward too when the training order is `Nvfp4<Autodiff<B>>`.
+pub fn precision<R>(recipe: Recipe, f: impl FnOnce() -> R) -> R {
+    struct Restore;
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            SCOPE.with_borrow_mut(|scope| scope.precision.pop());
+        }
+    }
+
+    SCOPE.with_borrow_mut(|scope| scope.precision.push(recipe));
+    let _restore = Restore;
+    f()
+}
+
+/// The name that a linear called here would have; `None` outside every [`layer`] scope.
 pub fn current_layer() -> Option<String> {
-    STACK.with_borrow(|stack| (!stack.is_empty()).then(|| stack.join(".")))
+    SCOPE.with_borrow(|scope| (!scope.path.is_empty()).then(|| scope.path.clone()))
+}
+
+/// Hands the open layer path and the innermost precision override to `f`.
+pub(crate) fn with_current<R>(f: impl FnOnce(Option<&str>, Option<Recipe>) -> R) -> R {
+    SCOPE.with_borrow(|scope| {
+        let path = (!scope.path.is_empty()).then_some(scope.path.as_str());
+        f(path, scope.precision.last().copied())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use super::*;
+
+    #[test]
+    fn a_panic_inside_a_scope_closes_it() {
+        let panicked = catch_unwind(AssertUnwindSafe(|| {
+            layer("outer", || layer("inner", || std::panic::resume_unwind(Box::new(()))))
+        }));
+        assert!(panicked.is_err());
+        assert_eq!(current_layer(), None);
+    }
+
+    #[test]
+    fn siblings_do_not_see_each_other() {
+        layer("block", || {
+            layer("up", || assert_eq!(current_layer().as_deref(), Some("block.up")));
+            layer("down", || assert_eq!(current_layer().as_deref(), Some("block.down")));
+            assert_eq!(current_layer().as_deref(), Some("block"));
+        });
+    }
 }

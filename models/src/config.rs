@@ -5,13 +5,14 @@
 //! bits. Sizes that follow from others (`d_inner`, the width of `in_proj`, ..) are methods, never
 //! fields, so that they cannot disagree.
 //!
-//! Known sizes by name: [`presets`].
+//! Hugging Face spells the same data in several ways: [`hf`]. Known sizes by name: [`presets`].
 
 use serde::{Deserialize, Serialize};
 
 pub mod pattern;
 pub mod params;
 pub mod presets;
+pub mod hf;
 
 use params::ParamSpec;
 pub use pattern::{MixerKind, Pattern};

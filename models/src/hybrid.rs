@@ -9,13 +9,13 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{Bool, DType, Int, Tensor, TensorData, module};
 
 use crate::config::params::ParamSpec;
-use crate::config::{HybridConfig, Residual};
+use crate::config::{DtLimit, HybridConfig, Residual};
 use crate::nn::linear::Linear;
 use crate::nn::norm::RmsNorm;
 use crate::nn::pass::{Observer, Pass};
 use crate::nn::source::ParamSource;
 use crate::nn::wide;
-use block::Block;
+use block::{Block, Mixer};
 
 pub mod block;
 pub mod init;
@@ -137,11 +137,10 @@ impl<B: Backend> HybridLm<B> {
         };
         pass.observe("embed", || h.clone());
         for (index, layer) in self.layers.iter().enumerate() {
-            pass.enter(|| format!("layers.{index}"));
-            h = layer.forward(h, &mut pass);
-            pass.observe("", || h.clone());
+            let name = format!("layers.{index}");
+            h = pass.within(&name, |pass| layer.forward(h, pass));
+            pass.observe(&name, || h.clone());
         }
-        pass.enter(String::new);
         let hidden = self.norm_f.forward(h, pass.dtype());
         pass.observe("norm_f", || hidden.clone());
         hidden
@@ -161,6 +160,16 @@ impl<B: Backend> HybridLm<B> {
             activations: Some(dtype),
             ..self
         }
+    }
+
+    /// The same weights with other bounds of `dt`, see [`DtLimit`].
+    pub fn with_dt_limit(mut self, limit: DtLimit) -> Self {
+        for layer in &mut self.layers {
+            if let Mixer::Mamba(mamba) = &mut layer.mixer {
+                mamba.dt_limit = limit;
+            }
+        }
+        self
     }
 
     /// Dtype of the activations.

@@ -20,6 +20,7 @@ pub mod ssd;
 pub mod mamba2;
 pub mod attention;
 pub mod mlp;
+pub mod loss;
 
 /// The dtype for what must not lose precision: f32, or f64 where the model itself is in f64.
 pub fn wide(dtype: DType) -> DType {

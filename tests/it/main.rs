@@ -1,4 +1,10 @@
-//! it
+//! One test binary for the workspace; each module is named after what it tests.
 
+mod format;
+mod quantize;
+mod golden;
+mod linear;
+mod transparency;
+mod hybrid;
 mod data;
 mod train;

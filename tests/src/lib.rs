@@ -1,1 +1,4 @@
-//! Tests.
+//! What the tests of the workspace share: golden files and tolerances.
+
+pub mod golden;
+pub mod tolerance;

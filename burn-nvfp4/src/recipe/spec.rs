@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use super::RecipeError;
 
+pub use crate::format::{BlockShape, Fp8Scaling};
+
 /// How the three GEMMs of a linear layer run.
 ///
 /// In Burn's layout `W` is `[d_input, d_output]`: `Y = X W`, `dX = dY Wᵀ`, `dW = Xᵀ dY`.
@@ -68,16 +70,6 @@ pub enum OperandSpec {
         /// Which elements share an f32 scale.
         scaling: Fp8Scaling,
     },
-}
-
-/// Which elements share one NVFP4 block scale.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum BlockShape {
-    /// 1x16: 16 neighbours along the contraction axis.
-    Row16,
-    /// 16x16: the transpose has the same codes and scales.
-    Tile16x16,
 }
 
 /// How the two scale levels of NVFP4 are chosen.
@@ -173,18 +165,6 @@ pub enum E8m0Rule {
     Floor,
     /// `2^ceil(log2(amax / max))`: nothing saturates.
     RoundUp,
-}
-
-/// Which elements share an FP8 scale.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Fp8Scaling {
-    /// The whole tensor, `448 / amax`.
-    Tensor,
-    /// 128 neighbours along the contraction axis.
-    Row128,
-    /// Tiles of 128x128.
-    Tile128x128,
 }
 
 impl OperandSpec {
@@ -351,7 +331,7 @@ impl Recipe {
 
 impl OperandSpec {
     /// Why the parts of this operand do not go together, if they do not.
-    const fn conflict(&self) -> Option<&'static str> {
+    pub(crate) const fn conflict(&self) -> Option<&'static str> {
         let Self::Nvfp4 {
             block,
             scale,

@@ -158,7 +158,7 @@ fn model_config(source: &ModelSource, tokenizer: &Tokenizer) -> Result<HybridCon
             let text = fs::read_to_string(path).map_err(|error| {
                 Failure::Usage(format!("{}: cannot read: {error}", path.display()))
             })?;
-            serde_json::from_str::<HybridConfig>(&text)
+            HybridConfig::from_hf_json(&text)
                 .map_err(|error| Failure::Usage(format!("{}: {error}", path.display())))?
         }
     };

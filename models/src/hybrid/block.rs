@@ -54,11 +54,11 @@ impl<B: Backend> Block<B> {
     /// `[batch, seq, d_model]` to the same, in the dtype of the residual stream `h`.
     pub fn forward(&self, h: Tensor<B, 3>, pass: &mut Pass<'_, B>) -> Tensor<B, 3> {
         let x = self.norm.forward(h.clone(), pass.dtype());
-        let y = match &self.mixer {
+        let y = pass.within("mixer", |pass| match &self.mixer {
             Mixer::Mamba(mamba) => mamba.forward(x, None, pass).0,
             Mixer::Attention(attention) => attention.forward(x, pass),
             Mixer::Mlp(mlp) => mlp.forward(x),
-        };
+        });
         pass.observe("mixer", || y.clone());
         let dtype = h.dtype();
         h + y.cast(dtype)

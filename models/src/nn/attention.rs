@@ -6,10 +6,10 @@
 //! that share them; instead those heads are stacked as rows of one product per key/value head.
 
 use burn::module::Module;
-use burn::tensor::activation::softmax;
 use burn::tensor::backend::Backend;
 use burn::tensor::{Bool, Tensor};
 
+use super::activation::softmax;
 use super::linear::Linear;
 use super::pass::Pass;
 use super::source::ParamSource;
@@ -75,7 +75,7 @@ impl<B: Backend> Attention<B> {
             .reshape([batch, kv * shared, seq, seq]);
         let hidden = hidden_keys(batch, seq, pass, &scores.device());
         let scores = scores.mask_fill(hidden.expand([batch, kv * shared, seq, seq]), MASKED);
-        let weights = softmax(scores, 3)
+        let weights = softmax(scores)
             .cast(dtype)
             .reshape([batch, kv, shared * seq, seq]);
 

@@ -18,7 +18,7 @@ use super::pass::Pass;
 use super::source::ParamSource;
 use super::ssd::{SsdInputs, ssd};
 use super::wide;
-use crate::config::HybridConfig;
+use crate::config::{DtLimit, HybridConfig};
 
 /// The Mamba-2 mixer.
 #[derive(Module, Debug)]
@@ -42,8 +42,9 @@ pub struct Mamba2<B: Backend> {
     n_groups: usize,
     d_state: usize,
     chunk_len: usize,
-    dt_min: f64,
-    dt_max: Option<f64>,
+    /// Bounds of dt; replaceable because nothing learned depends on them.
+    #[module(skip)]
+    pub(crate) dt_limit: DtLimit,
 }
 
 /// What a Mamba-2 block remembers of the tokens it has seen.
@@ -76,8 +77,7 @@ impl<B: Backend> Mamba2<B> {
             n_groups: config.n_groups,
             d_state: config.d_state,
             chunk_len: config.chunk_len,
-            dt_min: config.dt_limit.min,
-            dt_max: config.dt_limit.max,
+            dt_limit: config.dt_limit,
         }
     }
 
@@ -134,12 +134,9 @@ impl<B: Backend> Mamba2<B> {
     fn step_size(&self, dt: Tensor<B, 3>) -> Tensor<B, 3> {
         let dtype = wide(dt.dtype());
         let dt = softplus(dt.cast(dtype) + self.dt_bias.val().cast(dtype).unsqueeze());
-        let dt = if self.dt_min > 0.0 {
-            dt.clamp_min(self.dt_min)
-        } else {
-            dt
-        };
-        match self.dt_max {
+        let DtLimit { min, max } = self.dt_limit;
+        let dt = if min > 0.0 { dt.clamp_min(min) } else { dt };
+        match max {
             Some(max) => dt.clamp_max(max),
             None => dt,
         }

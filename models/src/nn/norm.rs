@@ -75,5 +75,5 @@ impl<B: Backend> GatedGroupNorm<B> {
 /// `x / sqrt(mean(x^2) + eps)` over the last axis.
 fn normalize<B: Backend, const D: usize>(x: Tensor<B, D>, eps: f64) -> Tensor<B, D> {
     let mean_square = (x.clone() * x.clone()).mean_dim(D - 1);
-    x * (mean_square + eps).sqrt().recip()
+    x * (mean_square + eps).powf_scalar(-0.5)
 }

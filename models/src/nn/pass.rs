@@ -60,21 +60,23 @@ impl<'a, B: Backend> Pass<'a, B> {
         self.tokens.as_ref()
     }
 
-    /// Names what is observed from here on `{prefix}.{name}`.
-    pub(crate) fn enter(&mut self, prefix: impl FnOnce() -> String) {
-        if self.observer.is_some() {
-            self.prefix = prefix();
+    /// Runs a part of the model; what it shows is named below `name`.
+    pub(crate) fn within<R>(&mut self, name: &str, part: impl FnOnce(&mut Self) -> R) -> R {
+        let outer = self.prefix.len();
+        if outer > 0 {
+            self.prefix.push('.');
         }
+        self.prefix.push_str(name);
+        let result = part(self);
+        self.prefix.truncate(outer);
+        result
     }
 
-    /// Shows a value; `value` is only called when somebody looks.
+    /// Shows a value called `name`; `value` is only called when somebody looks.
     pub(crate) fn observe(&mut self, name: &str, value: impl FnOnce() -> Tensor<B, 3>) {
         if let Some(observer) = &mut self.observer {
-            match (self.prefix.as_str(), name) {
-                ("", name) => observer(name, value()),
-                (prefix, "") => observer(prefix, value()),
-                (prefix, name) => observer(&format!("{prefix}.{name}"), value()),
-            }
+            let separator = if self.prefix.is_empty() { "" } else { "." };
+            observer(&format!("{}{separator}{name}", self.prefix), value());
         }
     }
 

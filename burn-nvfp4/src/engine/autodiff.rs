@@ -1,0 +1,115 @@
+//! The node behind `Nvfp4<Autodiff<B>>`.
+//!
+//! One node per linear. Forward fixes the plan (recipe, seed, step, layer) and packs what backward
+//! needs; the activation itself is not kept. Backward quantizes `dY` under the plan of the forward,
+//! so a layer scope or a schedule that has moved on changes nothing.
+
+use burn_autodiff::Autodiff;
+use burn_autodiff::checkpoint::base::Checkpointer;
+use burn_autodiff::checkpoint::strategy::CheckpointStrategy;
+use burn_autodiff::grads::Gradients;
+use burn_autodiff::ops::{Backward, Ops, OpsKind, OpsPrep};
+use burn_backend::ops::ModuleOps;
+use burn_backend::tensor::{Device, FloatTensor};
+use burn_backend::{Backend, DType, Shape, TensorMetadata};
+
+use super::linear::{self, Kept, Wanted};
+use super::{HostMatrix, Nvfp4Engine, Support};
+use crate::runtime::LinearPlan;
+
+/// The op of the node; all it knows is in [`Saved`].
+#[derive(Debug)]
+struct QuantizedLinear;
+
+/// What the node keeps between forward and backward.
+#[derive(Clone, Debug)]
+struct Saved<B: Backend> {
+    plan: LinearPlan,
+    kept: Kept<B>,
+    x: (Shape, DType),
+    weight: (Shape, DType),
+    bias: Option<DType>,
+}
+
+impl<B: Nvfp4Engine, const N: usize> Backward<B, N> for QuantizedLinear {
+    type State = Saved<B>;
+
+    fn backward(self, ops: Ops<Saved<B>, N>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let dy = grads.consume::<B>(&ops.node);
+        let Saved { plan, kept, x, weight, bias } = ops.state;
+        let mut parents = ops.parents.into_iter();
+        let (x_node, weight_node) = (parents.next().flatten(), parents.next().flatten());
+
+        if let (Some(Some(node)), Some(dtype)) = (parents.next(), bias) {
+            grads.register::<B>(node.id, linear::bias_grad::<B>(dy.clone(), dtype));
+        }
+        let (dx, dw) = linear::backward::<B>(kept, dy, &plan, x, weight);
+        for (node, grad) in [(x_node, dx), (weight_node, dw)] {
+            if let (Some(node), Some(grad)) = (node, grad) {
+                grads.register::<B>(node.id, grad);
+            }
+        }
+    }
+}
+
+impl<B: Nvfp4Engine, C: CheckpointStrategy> Nvfp4Engine for Autodiff<B, C> {
+    fn read_matrix<R>(x: FloatTensor<Self>, read: impl FnOnce(HostMatrix<'_>) -> R) -> R {
+        B::read_matrix(x.primitive, read)
+    }
+
+    fn linear_with_plan(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: Option<FloatTensor<Self>>,
+        plan: LinearPlan,
+    ) -> FloatTensor<Self> {
+        // The plain layer keeps burn-autodiff's own node, and with it recomputation under
+        // `BalancedCheckpointing`. It cannot mix dtypes; ours can.
+        let dtype = x.dtype();
+        let one_dtype = weight.dtype() == dtype && bias.as_ref().is_none_or(|b| b.dtype() == dtype);
+        if !plan.recipe.is_quantized() && one_dtype {
+            return <Self as ModuleOps<Self>>::linear(x, weight, bias);
+        }
+        // The number of parents is a const generic of burn-autodiff.
+        match bias {
+            Some(bias) => {
+                let parents = [x.node.clone(), weight.node.clone(), bias.node.clone()];
+                let prep = QuantizedLinear.prepare::<C>(parents);
+                record::<B, C, 3>(prep, x, weight, Some(bias), plan)
+            }
+            None => {
+                let prep = QuantizedLinear.prepare::<C>([x.node.clone(), weight.node.clone()]);
+                record::<B, C, 2>(prep, x, weight, None, plan)
+            }
+        }
+    }
+
+    fn support(device: &Device<Self>) -> Support {
+        B::support(device)
+    }
+}
+
+/// Runs forward and records the node, unless nothing upstream is tracked.
+fn record<B: Nvfp4Engine, C: CheckpointStrategy, const N: usize>(
+    prep: OpsPrep<QuantizedLinear, B, Saved<B>, C, N>,
+    x: FloatTensor<Autodiff<B, C>>,
+    weight: FloatTensor<Autodiff<B, C>>,
+    bias: Option<FloatTensor<Autodiff<B, C>>>,
+    plan: LinearPlan,
+) -> FloatTensor<Autodiff<B, C>> {
+    // Each operand is needed for the gradient of the other.
+    let wanted = Wanted { weight: x.is_tracked(), x: weight.is_tracked() };
+    let (x, weight, bias) = (x.primitive, weight.primitive, bias.map(|bias| bias.primitive));
+    match prep.compute_bound().stateful() {
+        OpsKind::Tracked(prep) => {
+            let x_is = (x.shape(), x.dtype());
+            let weight_is = (weight.shape(), weight.dtype());
+            let bias_is = bias.as_ref().map(TensorMetadata::dtype);
+            let (y, kept) = linear::fprop::<B>(x, weight, bias, &plan, wanted);
+            prep.finish(Saved { plan, kept, x: x_is, weight: weight_is, bias: bias_is }, y)
+        }
+        OpsKind::UnTracked(prep) => {
+            prep.finish(linear::fprop::<B>(x, weight, bias, &plan, Wanted::NOTHING).0)
+        }
+    }
+}

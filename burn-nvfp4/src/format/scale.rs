@@ -1,0 +1,142 @@
+//! The scale formulas: from an amax to the scales (numerics §2, §6, §7).
+//!
+//! The only place where they stand. Every operation is one IEEE f32 operation, rounded to nearest, in
+//! the order written; algebraically equal forms pick other scales on some tensors.
+//!
+//! Two levels: the tensor scale brings the largest element to `q_max` = 6 x (448 or 256), and the
+//! E4M3 block scale brings the largest element of each block to 6.
+
+use super::{e2m1, e4m3};
+
+/// Largest element times largest block scale: what the tensor scale aims at.
+pub const NVFP4_Q_MAX: f32 = e2m1::MAX * e4m3::MAX;
+
+/// The same under four-over-six with its 256 bound, which leaves room for the factor 1.5.
+pub const NVFP4_Q_MAX_256: f32 = e2m1::MAX * 256.0;
+
+/// Largest FP8 element.
+pub const FP8_Q_MAX: f32 = e4m3::MAX;
+
+/// 1/6 in f32, `0x3E2AAAAB`: rounded up.
+const INV_6: f32 = 1.0 / e2m1::MAX;
+
+/// The encode scale of a tensor or row: `q_max / amax`, 1 where that says nothing.
+///
+/// At most `f32::MAX`, which holds for `amax` below about 8e-36; 1 for a zero or infinite `amax`.
+#[inline(always)]
+pub const fn tensor_encode_scale(amax: f32, q_max: f32) -> f32 {
+    let scale = (q_max / amax).min(f32::MAX);
+    if amax == 0.0 || scale == 0.0 {
+        1.0
+    } else {
+        scale
+    }
+}
+
+/// The f32 factor of a block on decoding, `(scale * amax) * f32(1 / q_max)` in this order.
+///
+/// # Source
+/// TE `dequantize_nvfp4.cuh`; the order differs from TE's Python tests in the last bit.
+#[inline(always)]
+pub const fn decode_factor(block_scale: f32, amax: f32, q_max: f32) -> f32 {
+    (block_scale * amax) * (1.0 / q_max)
+}
+
+/// The tensor level of an NVFP4 quantization, from which block scales follow.
+#[derive(Clone, Copy, Debug)]
+pub struct Nvfp4Scaling {
+    encode: f32,
+    encode_sixth: f32,
+    decode: f32,
+}
+
+impl Nvfp4Scaling {
+    /// The tensor level for an amax over a tensor or row.
+    pub const fn new(amax: f32, q_max: f32) -> Self {
+        let encode = tensor_encode_scale(amax, q_max);
+        // One rounding here, a second in `block_scale`: `b * (S_enc * (1/6))`.
+        Self {
+            encode,
+            encode_sixth: encode * INV_6,
+            decode: 1.0 / encode,
+        }
+    }
+
+    /// `S_enc`: what elements are multiplied with before the block level.
+    pub const fn encode(&self) -> f32 {
+        self.encode
+    }
+
+    /// The E4M3 decode scale of a block: its amax goes to 6.
+    ///
+    /// No floor: a block whose amax is below 2.2e-6 of the tensor's gets scale 0.
+    #[inline(always)]
+    pub const fn block_scale(&self, block_amax: f32) -> u8 {
+        e4m3::encode((block_amax * self.encode_sixth).min(f32::MAX))
+    }
+
+    /// The two candidates of four-over-six: the scale that maps the block amax to 6, and to 4.
+    ///
+    /// A true division, unlike [`block_scale`](Self::block_scale): TransformerEngine has both.
+    #[inline(always)]
+    pub const fn block_scales_six_and_four(&self, block_amax: f32) -> (u8, u8) {
+        let base = (block_amax / e2m1::MAX) * self.encode;
+        (
+            e4m3::encode(base.min(e4m3::MAX)),
+            e4m3::encode((base * 1.5).min(e4m3::MAX)),
+        )
+    }
+
+    /// What the elements of a block with this E4M3 scale are multiplied with before rounding.
+    ///
+    /// Two roundings, `1 / (scale * S_dec)`; `f32::MAX` where the block scale is zero, so that the
+    /// non-zero elements of such a block get codes 7 and 15 (their value is zero all the same).
+    #[inline(always)]
+    pub const fn block_encode_scale(&self, block_scale: u8) -> f32 {
+        (1.0 / (e4m3::decode(block_scale) * self.decode)).min(f32::MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_sixth_is_rounded_up() {
+        assert_eq!(INV_6.to_bits(), 0x3E2A_AAAB);
+    }
+
+    #[test]
+    fn degenerate_amaxes_have_scales() {
+        assert_eq!(tensor_encode_scale(0.0, NVFP4_Q_MAX), 1.0);
+        assert_eq!(tensor_encode_scale(f32::INFINITY, NVFP4_Q_MAX), 1.0);
+        assert_eq!(tensor_encode_scale(1e-37, NVFP4_Q_MAX), f32::MAX);
+        assert_eq!(tensor_encode_scale(1e-45, NVFP4_Q_MAX), f32::MAX);
+    }
+
+    #[test]
+    fn the_tensor_amax_maps_to_the_largest_scale_and_code() {
+        let scaling = Nvfp4Scaling::new(6.0, NVFP4_Q_MAX);
+        let scale = scaling.block_scale(6.0);
+        assert_eq!(scale, 0x7E);
+        assert_eq!(e2m1::encode_rne(6.0 * scaling.block_encode_scale(scale)), 7);
+    }
+
+    #[test]
+    fn a_vanishing_block_gets_scale_zero_and_the_largest_encode_scale() {
+        let scaling = Nvfp4Scaling::new(1.0, NVFP4_Q_MAX);
+        assert_eq!(scaling.block_scale(2e-6), 0);
+        assert_eq!(scaling.block_encode_scale(0), f32::MAX);
+    }
+
+    #[test]
+    fn the_order_of_operations_is_observable() {
+        // Amax 8.75 is a tensor on which `(b / 6) * S_enc` picks other scales (numerics §2).
+        let scaling = Nvfp4Scaling::new(8.75, NVFP4_Q_MAX);
+        let differing = (0x3C00..0x410Cu32)
+            .map(|bits| f32::from_bits(bits << 16))
+            .filter(|&b| scaling.block_scale(b) != e4m3::encode((b / 6.0) * scaling.encode()))
+            .count();
+        assert!(differing > 0);
+    }
+}

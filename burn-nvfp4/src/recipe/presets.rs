@@ -1,0 +1,290 @@
+//! Published recipes, one constant each.
+//!
+//! A constant reads like the table of its source. [`PRESETS`] names them all: the command line, the
+//! configs and the documentation derive their lists from it.
+
+use super::RecipeError;
+use super::spec::{
+    BlockError, BlockShape, E8m0Rule, ErrorArithmetic, Fp8Scaling, GemmSpec, OperandSpec, Recipe,
+    Rounding, ScaleBound, ScaleRule, Transform,
+};
+
+/// A recipe with a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Preset {
+    /// How configs and the command line call it.
+    pub name: &'static str,
+    /// What it is.
+    pub recipe: Recipe,
+    /// What it does, in one line.
+    pub summary: &'static str,
+    /// Where it is published.
+    pub source: &'static str,
+}
+
+/// Every preset, plain recipes first.
+pub const PRESETS: &[Preset] = &[
+    Preset {
+        name: "high_precision",
+        recipe: HIGH_PRECISION,
+        summary: "no quantization: the backend's own bits",
+        source: "the baseline",
+    },
+    Preset {
+        name: "nvidia",
+        recipe: NVIDIA,
+        summary: "NVFP4: 16x16 weights, stochastic gradients, Hadamard transform on wgrad",
+        source: "arXiv:2509.25149v1 §4; TransformerEngine's NVFP4BlockScaling()",
+    },
+    Preset {
+        name: "nvidia_no_rht",
+        recipe: NVIDIA_NO_RHT,
+        summary: "nvidia without the Hadamard transform",
+        source: "arXiv:2509.25149v1 §4.2; NVFP4BlockScaling(disable_rht=True)",
+    },
+    Preset {
+        name: "nvidia_no_sr",
+        recipe: NVIDIA_NO_SR,
+        summary: "nvidia with gradients rounded to nearest",
+        source: "arXiv:2509.25149v1 §4.4; NVFP4BlockScaling(disable_stochastic_rounding=True)",
+    },
+    Preset {
+        name: "nvidia_1d_weights",
+        recipe: NVIDIA_1D_WEIGHTS,
+        summary: "nvidia with 1x16 weight blocks, so that fprop and dgrad see different weights",
+        source: "arXiv:2509.25149v1 §4.3; NVFP4BlockScaling(disable_2d_quantization=True)",
+    },
+    Preset {
+        name: "row_scaled",
+        recipe: ROW_SCALED,
+        summary: "NVFP4 forward with one activation scale per token, backward in high precision",
+        source: "NVFP4BlockScaling(row_scaled_activation=True, backward_override='high_precision')",
+    },
+    Preset {
+        name: "four_over_six",
+        recipe: FOUR_OVER_SIX,
+        summary: "nvidia with activations and weights scaled to 4 or 6, whichever errs less",
+        source: "arXiv:2512.02010; TransformerEngine's nvfp4_4over6 defaults",
+    },
+    Preset {
+        name: "mxfp4",
+        recipe: MXFP4,
+        summary: "nvidia with blocks of 32 and power-of-two scales",
+        source: "OCP Microscaling Formats v1.0; the comparison of arXiv:2509.25149v1 §5",
+    },
+    Preset {
+        name: "mxfp8",
+        recipe: MXFP8,
+        summary: "E4M3 with power-of-two scales per 32 elements",
+        source: "arXiv:2506.08027; TransformerEngine's MXFP8BlockScaling()",
+    },
+    Preset {
+        name: "fp8",
+        recipe: FP8,
+        summary: "E4M3 with f32 scales: 1x128 activations and gradients, 128x128 weights",
+        source: "the FP8 baseline of arXiv:2509.25149v1; arXiv:2412.19437 §3.3",
+    },
+];
+
+/// Finds a preset by its name.
+///
+/// # Errors
+/// [`RecipeError::UnknownRecipe`] lists the names there are.
+pub fn by_name(name: &str) -> Result<&'static Preset, RecipeError> {
+    PRESETS.iter().find(|preset| preset.name == name).ok_or_else(|| {
+        let known: Vec<_> = PRESETS.iter().map(|preset| preset.name).collect();
+        RecipeError::UnknownRecipe { name: name.to_owned(), known: known.join(", ") }
+    })
+}
+
+/// NVFP4 with one f32 scale per tensor, rounded to nearest.
+const fn nvfp4(block: BlockShape) -> OperandSpec {
+    OperandSpec::Nvfp4 {
+        block,
+        scale: ScaleRule::Tensor,
+        rounding: Rounding::NearestEven,
+        transform: Transform::None,
+    }
+}
+
+/// The activation.
+const X: OperandSpec = nvfp4(BlockShape::Row16);
+/// The weight. A 16x16 tile has the same codes read along either axis.
+const W: OperandSpec = nvfp4(BlockShape::Tile16x16);
+/// The output gradient.
+const DY: OperandSpec = X.with_rounding(Rounding::Stochastic);
+
+/// No quantization.
+pub const HIGH_PRECISION: Recipe = Recipe {
+    fprop: GemmSpec::HIGH_PRECISION,
+    dgrad: GemmSpec::HIGH_PRECISION,
+    wgrad: GemmSpec::HIGH_PRECISION,
+};
+
+/// NVIDIA's recipe, which is TransformerEngine's default (numerics §3).
+pub const NVIDIA: Recipe = Recipe {
+    fprop: GemmSpec { lhs: X, rhs: W },
+    dgrad: GemmSpec { lhs: DY, rhs: W },
+    wgrad: GemmSpec { lhs: X.with_hadamard(), rhs: DY.with_hadamard() },
+};
+
+/// [`NVIDIA`] without the Hadamard transform.
+pub const NVIDIA_NO_RHT: Recipe = Recipe { wgrad: GemmSpec { lhs: X, rhs: DY }, ..NVIDIA };
+
+/// [`NVIDIA`] with gradients rounded to nearest, ties to even.
+pub const NVIDIA_NO_SR: Recipe = Recipe {
+    fprop: GemmSpec { lhs: X, rhs: W },
+    dgrad: GemmSpec { lhs: X, rhs: W },
+    wgrad: GemmSpec { lhs: X.with_hadamard(), rhs: X.with_hadamard() },
+};
+
+/// [`NVIDIA`] with 1x16 weight blocks: `W` in fprop and `Wᵀ` in dgrad are quantized apart.
+pub const NVIDIA_1D_WEIGHTS: Recipe = Recipe {
+    fprop: GemmSpec { lhs: X, rhs: nvfp4(BlockShape::Row16) },
+    dgrad: GemmSpec { lhs: DY, rhs: nvfp4(BlockShape::Row16) },
+    ..NVIDIA
+};
+
+/// One f32 scale per token in the activation of fprop.
+///
+/// TransformerEngine's row scales belong to fprop alone. It runs them with the Hadamard transform,
+/// stochastic rounding and 16x16 weights switched off, and takes backward from the operands in
+/// high precision (its tests and its `nvfp4_row_scaled_fwd_high_precision_bwd`): so does this.
+pub const ROW_SCALED: Recipe = Recipe {
+    fprop: GemmSpec {
+        lhs: OperandSpec::Nvfp4 {
+            block: BlockShape::Row16,
+            scale: ScaleRule::Row,
+            rounding: Rounding::NearestEven,
+            transform: Transform::None,
+        },
+        rhs: nvfp4(BlockShape::Row16),
+    },
+    ..HIGH_PRECISION
+};
+
+/// Four-over-six with TransformerEngine's defaults: bound 256, absolute error, exact arithmetic.
+const fn four_over_six(block: BlockShape) -> OperandSpec {
+    OperandSpec::Nvfp4 {
+        block,
+        scale: ScaleRule::FourOverSix {
+            bound: ScaleBound::E4m3At256,
+            error: BlockError::Mae,
+            arithmetic: ErrorArithmetic::Exact,
+        },
+        rounding: Rounding::NearestEven,
+        transform: Transform::None,
+    }
+}
+
+/// Four-over-six on activation and weight in fprop, [`NVIDIA`]'s gradients.
+///
+/// dgrad takes the weight as fprop has it: one packing, and both GEMMs see the same weight, which
+/// matters from the first step (arXiv:2509.25149v1, figure 14). The rule is undefined together with
+/// stochastic rounding and with the Hadamard transform, so wgrad stays [`NVIDIA`]'s.
+pub const FOUR_OVER_SIX: Recipe = Recipe {
+    fprop: GemmSpec {
+        lhs: four_over_six(BlockShape::Row16),
+        rhs: four_over_six(BlockShape::Tile16x16),
+    },
+    dgrad: GemmSpec { lhs: DY, rhs: four_over_six(BlockShape::Tile16x16) },
+    wgrad: NVIDIA.wgrad,
+};
+
+/// MXFP4 along the contraction axis.
+///
+/// The scale is rounded up: nothing saturates, so that stochastic rounding stays unbiased.
+const MX4: OperandSpec = OperandSpec::Mxfp4 {
+    scale: E8m0Rule::RoundUp,
+    rounding: Rounding::NearestEven,
+    transform: Transform::None,
+};
+/// The output gradient in MXFP4.
+const MX4_DY: OperandSpec = MX4.with_rounding(Rounding::Stochastic);
+
+/// [`NVIDIA`]'s rounding and transform with MXFP4's blocks and scales, so that a comparison of the
+/// two is one of formats. The weight has 1x32 blocks: OCP MX defines no tiles.
+pub const MXFP4: Recipe = Recipe {
+    fprop: GemmSpec { lhs: MX4, rhs: MX4 },
+    dgrad: GemmSpec { lhs: MX4_DY, rhs: MX4 },
+    wgrad: GemmSpec { lhs: MX4.with_hadamard(), rhs: MX4_DY.with_hadamard() },
+};
+
+/// Both operands in MXFP8.
+const MX8_GEMM: GemmSpec = {
+    let operand = OperandSpec::Mxfp8 { scale: E8m0Rule::RoundUp };
+    GemmSpec { lhs: operand, rhs: operand }
+};
+
+/// MXFP8: E4M3 for every operand, scales rounded up (arXiv:2506.08027).
+pub const MXFP8: Recipe = Recipe { fprop: MX8_GEMM, dgrad: MX8_GEMM, wgrad: MX8_GEMM };
+
+/// FP8 activations and gradients.
+const FP8_ROW: OperandSpec = OperandSpec::Fp8 { scaling: Fp8Scaling::Row128 };
+/// FP8 weights.
+const FP8_TILE: OperandSpec = OperandSpec::Fp8 { scaling: Fp8Scaling::Tile128x128 };
+
+/// FP8 with blocks of 128, the baseline that NVIDIA compares NVFP4 with.
+pub const FP8: Recipe = Recipe {
+    fprop: GemmSpec { lhs: FP8_ROW, rhs: FP8_TILE },
+    dgrad: GemmSpec { lhs: FP8_ROW, rhs: FP8_TILE },
+    wgrad: GemmSpec { lhs: FP8_ROW, rhs: FP8_ROW },
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_preset_has_an_arithmetic() {
+        for preset in PRESETS {
+            assert_eq!(preset.recipe.validate(), Ok(()), "{}", preset.name);
+        }
+    }
+
+    #[test]
+    fn names_and_recipes_are_distinct() {
+        for (index, one) in PRESETS.iter().enumerate() {
+            for other in &PRESETS[index + 1..] {
+                assert_ne!(one.name, other.name);
+                assert_ne!(one.recipe, other.recipe, "{} and {}", one.name, other.name);
+            }
+        }
+    }
+
+    #[test]
+    fn a_preset_is_found_by_its_name() {
+        for preset in PRESETS {
+            assert_eq!(by_name(preset.name), Ok(preset));
+        }
+    }
+
+    #[test]
+    fn an_unknown_name_is_answered_with_the_known_ones() {
+        let message = by_name("nvidea").unwrap_err().to_string();
+        assert!(message.contains("`nvidea`"), "{message}");
+        for preset in PRESETS {
+            assert!(message.contains(preset.name), "{message}");
+        }
+    }
+
+    #[test]
+    fn gradients_alone_are_rounded_stochastically() {
+        // SR on activations or weights diverges (arXiv:2509.25149v1, figure 10).
+        for Preset { name, recipe, .. } in PRESETS {
+            for operand in [recipe.fprop.lhs, recipe.fprop.rhs, recipe.dgrad.rhs, recipe.wgrad.lhs]
+            {
+                assert_ne!(operand.rounding(), Some(Rounding::Stochastic), "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_default_quantizes_its_weight_once() {
+        for recipe in [NVIDIA, NVIDIA_NO_RHT, NVIDIA_NO_SR, FOUR_OVER_SIX, FP8] {
+            assert_eq!(recipe.fprop.rhs, recipe.dgrad.rhs);
+            assert!(recipe.dgrad.rhs.is_transposable());
+        }
+        assert!(!NVIDIA_1D_WEIGHTS.dgrad.rhs.is_transposable());
+    }
+}

@@ -1,0 +1,173 @@
+//! The settings of each device: policy, seed, progress.
+//!
+//! Burn's op traits are associated functions without `self`, so what a linear should do lives in a
+//! process-wide table keyed by device, like Burn's own random seeds. It is read once per linear, in
+//! forward, on the caller's thread ([`plan`]); everything below gets a [`LinearPlan`] by value.
+
+use std::any::TypeId;
+use std::collections::HashMap;
+use std::sync::{Arc, LazyLock, RwLock};
+
+use burn_backend::{Backend, DeviceId, DeviceOps};
+
+use crate::recipe::{Policy, Progress, Recipe, RecipeError, presets};
+use crate::rng::{RandomKey, Stream};
+use crate::scope;
+
+/// What one linear does, fixed when its forward is called.
+#[derive(Clone, Debug)]
+pub struct LinearPlan {
+    /// The three GEMMs.
+    pub recipe: Recipe,
+    /// Name of the layer, for messages; `None` outside every scope.
+    pub layer: Option<Arc<str>>,
+    /// Seed of the device.
+    pub seed: u64,
+    /// Optimizer step of the run.
+    pub step: u64,
+}
+
+impl LinearPlan {
+    /// The key of the random bits of one operand.
+    pub(crate) fn key(&self, stream: Stream) -> RandomKey {
+        RandomKey { seed: self.seed, step: self.step, stream }
+    }
+
+    /// How messages name the layer.
+    pub(crate) fn layer_name(&self) -> &str {
+        self.layer.as_deref().unwrap_or("(a linear outside every layer scope)")
+    }
+}
+
+/// What a device was told.
+#[derive(Clone, Debug)]
+struct Settings {
+    policy: Arc<Policy>,
+    seed: u64,
+    progress: Progress,
+    watch: bool,
+}
+
+impl Default for Settings {
+    /// Quantizes as NVIDIA's recipe does: `Nvfp4<B>` means NVFP4 without further ado.
+    fn default() -> Self {
+        Self {
+            policy: Arc::new(Policy::uniform(presets::NVIDIA)),
+            seed: 0,
+            progress: Progress { step: 0, total: 0 },
+            watch: false,
+        }
+    }
+}
+
+type Key = (TypeId, DeviceId);
+
+static SETTINGS: LazyLock<RwLock<HashMap<Key, Settings>>> = LazyLock::new(RwLock::default);
+
+/// The first non-finite operand seen on each watched device.
+static NON_FINITE: LazyLock<RwLock<HashMap<Key, NonFinite>>> = LazyLock::new(RwLock::default);
+
+fn key<B: Backend>(device: &B::Device) -> Key {
+    (TypeId::of::<B::Device>(), device.id())
+}
+
+fn read<B: Backend, R>(device: &B::Device, f: impl FnOnce(&Settings) -> R) -> R {
+    let table = SETTINGS.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+    match table.get(&key::<B>(device)) {
+        Some(settings) => f(settings),
+        None => f(&Settings::default()),
+    }
+}
+
+fn update<B: Backend>(device: &B::Device, f: impl FnOnce(&mut Settings)) {
+    let mut table = SETTINGS.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+    f(table.entry(key::<B>(device)).or_default());
+}
+
+/// Sets the policy that the linears on `device` follow from now on.
+///
+/// Devices of `Nvfp4<Autodiff<B>>`, `Nvfp4<B>` and `B` are the same device.
+///
+/// # Errors
+/// [`RecipeError`] if the policy has a combination without an arithmetic or a broken pattern.
+pub fn set_policy<B: Backend>(
+    device: &B::Device,
+    policy: Policy,
+) -> Result<(), RecipeError> {
+    policy.validate()?;
+    update::<B>(device, |settings| settings.policy = Arc::new(policy));
+    Ok(())
+}
+
+/// The policy of `device`; NVIDIA's recipe everywhere until another is set.
+pub fn policy<B: Backend>(device: &B::Device) -> Arc<Policy> {
+    read::<B, _>(device, |settings| settings.policy.clone())
+}
+
+/// Sets the seed of stochastic rounding, as `Backend::seed` of a decorated backend does.
+pub fn set_seed<B: Backend>(device: &B::Device, seed: u64) {
+    update::<B>(device, |settings| settings.seed = seed);
+}
+
+/// The seed of stochastic rounding on `device`.
+pub fn seed<B: Backend>(device: &B::Device) -> u64 {
+    read::<B, _>(device, |settings| settings.seed)
+}
+
+/// Tells `device` how far the run is: the policy may depend on it, and stochastic rounding draws other
+/// bits at another step.
+pub fn set_progress<B: Backend>(device: &B::Device, progress: Progress) {
+    update::<B>(device, |settings| settings.progress = progress);
+}
+
+/// How far the run on `device` is, as it was told last.
+pub fn progress<B: Backend>(device: &B::Device) -> Progress {
+    read::<B, _>(device, |settings| settings.progress)
+}
+
+/// Resolves what a linear called here and now does.
+pub(crate) fn plan<B: Backend>(device: &B::Device) -> LinearPlan {
+    scope::with_current(|layer, precision| {
+        read::<B, _>(device, |settings| LinearPlan {
+            recipe: precision
+                .unwrap_or_else(|| settings.policy.resolve(layer, settings.progress)),
+            layer: layer.map(Arc::from),
+            seed: settings.seed,
+            step: settings.progress.step,
+        })
+    })
+}
+
+/// An operand that held NaN or infinity when it was quantized.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{layer}: {operand} holds NaN or infinity")]
+pub struct NonFinite {
+    /// Layer name.
+    pub layer: String,
+    /// Which operand of which GEMM, e.g. `dgrad.lhs`.
+    pub operand: &'static str,
+}
+
+/// Starts or stops looking for NaN and infinity in the operands that are quantized on `device`.
+///
+/// Costs one pass over each operand.
+pub fn set_watch<B: Backend>(device: &B::Device, watch: bool) {
+    update::<B>(device, |settings| settings.watch = watch);
+}
+
+pub(crate) fn is_watched<B: Backend>(device: &B::Device) -> bool {
+    read::<B, _>(device, |settings| settings.watch)
+}
+
+/// Notes a non-finite operand; the first one since the last [`take_non_finite`] is kept, because
+/// everything after it is a consequence.
+pub(crate) fn report_non_finite<B: Backend>(device: &B::Device, found: NonFinite) {
+    let mut table = NON_FINITE.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+    table.entry(key::<B>(device)).or_insert(found);
+}
+
+/// The first non-finite operand since the last call, if [`set_watch`] is on.
+pub fn take_non_finite<B: Backend>(device: &B::Device) -> Option<NonFinite> {
+    let mut table = NON_FINITE.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+    table.remove(&key::<B>(device))
+}

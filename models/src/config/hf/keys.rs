@@ -1,0 +1,246 @@
+//! Typed access to the keys of a JSON object, with aliases that have to agree.
+//!
+//! The text is read as JSON5, whose only use here is that it knows bare `Infinity` and `NaN`.
+//! `null` counts as absent.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+use crate::config::ConfigError;
+
+/// A JSON value that keeps infinities.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(untagged)]
+enum Raw {
+    Flag(bool),
+    Natural(u64),
+    Real(f64),
+    Text(String),
+    List(Vec<Raw>),
+    Object(BTreeMap<String, Raw>),
+    Null(()),
+}
+
+impl Raw {
+    /// A number in any notation: `1`, `1e30`, `Infinity`, `{"__float__": "Infinity"}`.
+    fn real(&self) -> Option<f64> {
+        match self {
+            #[expect(clippy::cast_precision_loss, reason = "settings are far below 2^53")]
+            Self::Natural(value) => Some(*value as f64),
+            Self::Real(value) => Some(*value),
+            Self::Object(fields) => match fields.get("__float__") {
+                Some(Self::Text(text)) if fields.len() == 1 => text.parse().ok(),
+                _ => None,
+            },
+            Self::Flag(_) | Self::Text(_) | Self::List(_) | Self::Null(()) => None,
+        }
+    }
+
+    /// A value for an error message.
+    fn show(&self) -> String {
+        match self {
+            Self::Flag(value) => value.to_string(),
+            Self::Natural(value) => value.to_string(),
+            Self::Real(value) => value.to_string(),
+            Self::Text(value) => format!("{value:?}"),
+            Self::List(values) => {
+                let values: Vec<_> = values.iter().map(Self::show).collect();
+                format!("[{}]", values.join(", "))
+            }
+            Self::Object(_) => "an object".into(),
+            Self::Null(()) => "null".into(),
+        }
+    }
+
+    /// Whether two values mean the same; 1 and 1.0 do.
+    fn same(&self, other: &Self) -> bool {
+        match (self.real(), other.real()) {
+            (Some(a), Some(b)) => a == b,
+            _ => self == other,
+        }
+    }
+}
+
+/// The keys of one `config.json`.
+pub(super) struct Keys(BTreeMap<String, Raw>);
+
+impl Keys {
+    pub(super) fn parse(text: &str) -> Result<Self, ConfigError> {
+        json5::from_str(text).map(Self).map_err(|error| {
+            let reason = error.to_string().replace('\n', " ");
+            ConfigError::Json { reason }
+        })
+    }
+
+    /// The value of the first alias that is present; all that are present have to agree.
+    fn find<'a>(&self, aliases: &[&'a str]) -> Result<Option<(&'a str, &Raw)>, ConfigError> {
+        let mut found: Option<(&'a str, &Raw)> = None;
+        for &key in aliases {
+            let Some(value) = self.0.get(key).filter(|&value| *value != Raw::Null(())) else {
+                continue;
+            };
+            match found {
+                None => found = Some((key, value)),
+                Some((_, first)) if first.same(value) => {}
+                Some((first_key, first)) => {
+                    return Err(ConfigError::Contradiction {
+                        first_key: first_key.into(),
+                        first: first.show(),
+                        second_key: key.into(),
+                        second: value.show(),
+                    });
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// The value under any of these keys, converted, or `None` if there is none.
+    fn get<'a, 's, T>(
+        &'s self,
+        aliases: &[&'a str],
+        expected: &'static str,
+        convert: impl FnOnce(&'s Raw) -> Option<T>,
+    ) -> Result<Option<(&'a str, T)>, ConfigError> {
+        let Some((key, raw)) = self.find(aliases)? else {
+            return Ok(None);
+        };
+        let wrong = || ConfigError::WrongType {
+            key: key.into(),
+            found: raw.show(),
+            expected,
+        };
+        convert(raw)
+            .map(|value| Some((key, value)))
+            .ok_or_else(wrong)
+    }
+
+    fn get_size(&self, aliases: &[&str]) -> Result<Option<usize>, ConfigError> {
+        let natural = |raw: &Raw| match raw {
+            Raw::Natural(value) => usize::try_from(*value).ok(),
+            _ => None,
+        };
+        Ok(self
+            .get(aliases, "a whole number", natural)?
+            .map(|(_, size)| size))
+    }
+
+    pub(super) fn size(&self, aliases: &[&str]) -> Result<usize, ConfigError> {
+        let missing = || ConfigError::MissingKey {
+            key: aliases.join(" or "),
+        };
+        self.get_size(aliases)?.ok_or_else(missing)
+    }
+
+    pub(super) fn size_or(&self, aliases: &[&str], default: usize) -> Result<usize, ConfigError> {
+        Ok(self.get_size(aliases)?.unwrap_or(default))
+    }
+
+    pub(super) fn real_or(&self, aliases: &[&str], default: f64) -> Result<f64, ConfigError> {
+        Ok(self
+            .get(aliases, "a number", Raw::real)?
+            .map_or(default, |(_, real)| real))
+    }
+
+    /// A list of numbers, with the key it was found under.
+    pub(super) fn reals<'a>(
+        &self,
+        aliases: &[&'a str],
+    ) -> Result<Option<(&'a str, Vec<f64>)>, ConfigError> {
+        self.get(aliases, "a list of numbers", |raw| match raw {
+            Raw::List(values) => values.iter().map(Raw::real).collect(),
+            _ => None,
+        })
+    }
+
+    pub(super) fn flag_or(&self, aliases: &[&str], default: bool) -> Result<bool, ConfigError> {
+        let flag = |raw: &Raw| match raw {
+            Raw::Flag(value) => Some(*value),
+            _ => None,
+        };
+        Ok(self
+            .get(aliases, "true or false", flag)?
+            .map_or(default, |(_, flag)| flag))
+    }
+
+    pub(super) fn text(&self, key: &str) -> Result<Option<&str>, ConfigError> {
+        let text = |raw| match raw {
+            &Raw::Text(ref value) => Some(value.as_str()),
+            _ => None,
+        };
+        Ok(self.get(&[key], "a string", text)?.map(|(_, text)| text))
+    }
+
+    pub(super) fn texts(&self, key: &str) -> Result<Option<Vec<&str>>, ConfigError> {
+        let texts = |raw| match raw {
+            &Raw::List(ref values) => values
+                .iter()
+                .map(|value| match value {
+                    Raw::Text(text) => Some(text.as_str()),
+                    _ => None,
+                })
+                .collect(),
+            _ => None,
+        };
+        Ok(self
+            .get(&[key], "a list of strings", texts)?
+            .map(|(_, texts)| texts))
+    }
+
+    pub(super) fn token_or(&self, key: &str, default: u32) -> Result<u32, ConfigError> {
+        Ok(self
+            .get(&[key], "a token id", token)?
+            .map_or(default, |(_, id)| id))
+    }
+
+    /// One token id, or a list of them.
+    pub(super) fn tokens_or(&self, key: &str, default: u32) -> Result<Vec<u32>, ConfigError> {
+        let tokens = |raw: &Raw| match raw {
+            Raw::List(values) => values.iter().map(token).collect(),
+            one => token(one).map(|id| vec![id]),
+        };
+        let tokens = self.get(&[key], "a token id or a list of them", tokens)?;
+        Ok(tokens.map_or(vec![default], |(_, ids)| ids))
+    }
+
+    pub(super) fn expect_text(
+        &self,
+        key: &str,
+        allowed: &[&str],
+        reason: &'static str,
+    ) -> Result<(), ConfigError> {
+        match self.text(key)? {
+            Some(text) if !allowed.contains(&text) => {
+                let (key, value) = (key.into(), format!("{text:?}"));
+                Err(ConfigError::Unsupported { key, value, reason })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn expect_false(&self, key: &str, reason: &'static str) -> Result<(), ConfigError> {
+        if self.flag_or(&[key], false)? {
+            let (key, value) = (key.into(), "true".into());
+            return Err(ConfigError::Unsupported { key, value, reason });
+        }
+        Ok(())
+    }
+
+    pub(super) fn expect_absent(&self, key: &str, reason: &'static str) -> Result<(), ConfigError> {
+        match self.find(&[key])? {
+            Some((_, raw)) => {
+                let (key, value) = (key.into(), raw.show());
+                Err(ConfigError::Unsupported { key, value, reason })
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+fn token(raw: &Raw) -> Option<u32> {
+    match raw {
+        Raw::Natural(value) => u32::try_from(*value).ok(),
+        _ => None,
+    }
+}

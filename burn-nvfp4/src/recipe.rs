@@ -1,10 +1,17 @@
-//! Recipes (temporary).
+//! Recipes: which GEMM of a linear layer runs on which operands.
+//!
+//! [`spec`] says what a recipe is, [`presets`] names the published ones, and a [`Policy`] chooses
+//! one by the layer's name and the progress of the run. All of it is plain data with serde;
+//! [`named`] lets a config give a recipe by name.
+
 mod error;
 pub mod spec;
 pub mod presets;
+pub mod named;
 pub mod policy;
+
 pub use error::RecipeError;
-pub use policy::{Policy, Progress};
+pub use policy::{Extent, Override, Policy, PolicySpec, Progress, WhenUnmatched};
 pub use presets::{PRESETS, Preset};
 pub use spec::{
     BlockError, BlockShape, E8m0Rule, ErrorArithmetic, Fp8Scaling, GemmSpec, OperandSpec, Recipe,

@@ -91,10 +91,16 @@ pub const PRESETS: &[Preset] = &[
 /// # Errors
 /// [`RecipeError::UnknownRecipe`] lists the names there are.
 pub fn by_name(name: &str) -> Result<&'static Preset, RecipeError> {
-    PRESETS.iter().find(|preset| preset.name == name).ok_or_else(|| {
-        let known: Vec<_> = PRESETS.iter().map(|preset| preset.name).collect();
-        RecipeError::UnknownRecipe { name: name.to_owned(), known: known.join(", ") }
-    })
+    PRESETS
+        .iter()
+        .find(|preset| preset.name == name)
+        .ok_or_else(|| {
+            let known: Vec<_> = PRESETS.iter().map(|preset| preset.name).collect();
+            RecipeError::UnknownRecipe {
+                name: name.to_owned(),
+                known: known.join(", "),
+            }
+        })
 }
 
 /// NVFP4 with one f32 scale per tensor, rounded to nearest.
@@ -125,23 +131,38 @@ pub const HIGH_PRECISION: Recipe = Recipe {
 pub const NVIDIA: Recipe = Recipe {
     fprop: GemmSpec { lhs: X, rhs: W },
     dgrad: GemmSpec { lhs: DY, rhs: W },
-    wgrad: GemmSpec { lhs: X.with_hadamard(), rhs: DY.with_hadamard() },
+    wgrad: GemmSpec {
+        lhs: X.with_hadamard(),
+        rhs: DY.with_hadamard(),
+    },
 };
 
 /// [`NVIDIA`] without the Hadamard transform.
-pub const NVIDIA_NO_RHT: Recipe = Recipe { wgrad: GemmSpec { lhs: X, rhs: DY }, ..NVIDIA };
+pub const NVIDIA_NO_RHT: Recipe = Recipe {
+    wgrad: GemmSpec { lhs: X, rhs: DY },
+    ..NVIDIA
+};
 
 /// [`NVIDIA`] with gradients rounded to nearest, ties to even.
 pub const NVIDIA_NO_SR: Recipe = Recipe {
     fprop: GemmSpec { lhs: X, rhs: W },
     dgrad: GemmSpec { lhs: X, rhs: W },
-    wgrad: GemmSpec { lhs: X.with_hadamard(), rhs: X.with_hadamard() },
+    wgrad: GemmSpec {
+        lhs: X.with_hadamard(),
+        rhs: X.with_hadamard(),
+    },
 };
 
 /// [`NVIDIA`] with 1x16 weight blocks: `W` in fprop and `Wᵀ` in dgrad are quantized apart.
 pub const NVIDIA_1D_WEIGHTS: Recipe = Recipe {
-    fprop: GemmSpec { lhs: X, rhs: nvfp4(BlockShape::Row16) },
-    dgrad: GemmSpec { lhs: DY, rhs: nvfp4(BlockShape::Row16) },
+    fprop: GemmSpec {
+        lhs: X,
+        rhs: nvfp4(BlockShape::Row16),
+    },
+    dgrad: GemmSpec {
+        lhs: DY,
+        rhs: nvfp4(BlockShape::Row16),
+    },
     ..NVIDIA
 };
 
@@ -187,7 +208,10 @@ pub const FOUR_OVER_SIX: Recipe = Recipe {
         lhs: four_over_six(BlockShape::Row16),
         rhs: four_over_six(BlockShape::Tile16x16),
     },
-    dgrad: GemmSpec { lhs: DY, rhs: four_over_six(BlockShape::Tile16x16) },
+    dgrad: GemmSpec {
+        lhs: DY,
+        rhs: four_over_six(BlockShape::Tile16x16),
+    },
     wgrad: NVIDIA.wgrad,
 };
 
@@ -206,29 +230,57 @@ const MX4_DY: OperandSpec = MX4.with_rounding(Rounding::Stochastic);
 /// two is one of formats. The weight has 1x32 blocks: OCP MX defines no tiles.
 pub const MXFP4: Recipe = Recipe {
     fprop: GemmSpec { lhs: MX4, rhs: MX4 },
-    dgrad: GemmSpec { lhs: MX4_DY, rhs: MX4 },
-    wgrad: GemmSpec { lhs: MX4.with_hadamard(), rhs: MX4_DY.with_hadamard() },
+    dgrad: GemmSpec {
+        lhs: MX4_DY,
+        rhs: MX4,
+    },
+    wgrad: GemmSpec {
+        lhs: MX4.with_hadamard(),
+        rhs: MX4_DY.with_hadamard(),
+    },
 };
 
 /// Both operands in MXFP8.
 const MX8_GEMM: GemmSpec = {
-    let operand = OperandSpec::Mxfp8 { scale: E8m0Rule::RoundUp };
-    GemmSpec { lhs: operand, rhs: operand }
+    let operand = OperandSpec::Mxfp8 {
+        scale: E8m0Rule::RoundUp,
+    };
+    GemmSpec {
+        lhs: operand,
+        rhs: operand,
+    }
 };
 
 /// MXFP8: E4M3 for every operand, scales rounded up (arXiv:2506.08027).
-pub const MXFP8: Recipe = Recipe { fprop: MX8_GEMM, dgrad: MX8_GEMM, wgrad: MX8_GEMM };
+pub const MXFP8: Recipe = Recipe {
+    fprop: MX8_GEMM,
+    dgrad: MX8_GEMM,
+    wgrad: MX8_GEMM,
+};
 
 /// FP8 activations and gradients.
-const FP8_ROW: OperandSpec = OperandSpec::Fp8 { scaling: Fp8Scaling::Row128 };
+const FP8_ROW: OperandSpec = OperandSpec::Fp8 {
+    scaling: Fp8Scaling::Row128,
+};
 /// FP8 weights.
-const FP8_TILE: OperandSpec = OperandSpec::Fp8 { scaling: Fp8Scaling::Tile128x128 };
+const FP8_TILE: OperandSpec = OperandSpec::Fp8 {
+    scaling: Fp8Scaling::Tile128x128,
+};
 
 /// FP8 with blocks of 128, the baseline that NVIDIA compares NVFP4 with.
 pub const FP8: Recipe = Recipe {
-    fprop: GemmSpec { lhs: FP8_ROW, rhs: FP8_TILE },
-    dgrad: GemmSpec { lhs: FP8_ROW, rhs: FP8_TILE },
-    wgrad: GemmSpec { lhs: FP8_ROW, rhs: FP8_ROW },
+    fprop: GemmSpec {
+        lhs: FP8_ROW,
+        rhs: FP8_TILE,
+    },
+    dgrad: GemmSpec {
+        lhs: FP8_ROW,
+        rhs: FP8_TILE,
+    },
+    wgrad: GemmSpec {
+        lhs: FP8_ROW,
+        rhs: FP8_ROW,
+    },
 };
 
 #[cfg(test)]
@@ -272,8 +324,12 @@ mod tests {
     fn gradients_alone_are_rounded_stochastically() {
         // SR on activations or weights diverges (arXiv:2509.25149v1, figure 10).
         for Preset { name, recipe, .. } in PRESETS {
-            for operand in [recipe.fprop.lhs, recipe.fprop.rhs, recipe.dgrad.rhs, recipe.wgrad.lhs]
-            {
+            for operand in [
+                recipe.fprop.lhs,
+                recipe.fprop.rhs,
+                recipe.dgrad.rhs,
+                recipe.wgrad.lhs,
+            ] {
                 assert_ne!(operand.rounding(), Some(Rounding::Stochastic), "{name}");
             }
         }

@@ -4,7 +4,7 @@
 //! chooses a [`Recipe`]. Combinations that no arithmetic is defined for are found by
 //! [`Recipe::validate`], which every entry point calls.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::RecipeError;
 
@@ -39,6 +39,7 @@ pub struct GemmSpec {
 #[serde(tag = "format", rename_all = "snake_case", deny_unknown_fields)]
 pub enum OperandSpec {
     /// The tensor as it is, in its own dtype.
+    #[serde(deserialize_with = "no_fields")]
     HighPrecision,
     /// E2M1 codes, one E4M3 scale per 16 elements, one f32 scale per tensor or row (numerics §2).
     Nvfp4 {
@@ -77,8 +78,10 @@ pub enum OperandSpec {
 #[serde(tag = "rule", rename_all = "snake_case", deny_unknown_fields)]
 pub enum ScaleRule {
     /// One amax per tensor, block maximum mapped to 6 (TransformerEngine's default).
+    #[serde(deserialize_with = "no_fields")]
     Tensor,
     /// One amax per row of the packed operand (TransformerEngine's `row_scaled_activation`).
+    #[serde(deserialize_with = "no_fields")]
     Row,
     /// Block maximum mapped to 6 or to 4, whichever errs less (arXiv:2512.02010).
     FourOverSix {
@@ -137,6 +140,7 @@ pub enum Rounding {
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Transform {
     /// Nothing.
+    #[serde(deserialize_with = "no_fields")]
     None,
     /// The 16-point Hadamard transform after a sign flip; both operands of a GEMM or neither.
     Hadamard {
@@ -365,3 +369,16 @@ impl OperandSpec {
         }
     }
 }
+
+/// Reads a variant without fields, and refuses any that are there: on unit variants of a tagged
+/// enum, serde ignores them in spite of `deny_unknown_fields`.
+fn no_fields<'de, D: Deserializer<'de>>(deserializer: D) -> Result<(), D::Error> {
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct NoFields {}
+
+    NoFields::deserialize(deserializer).map(|NoFields {}| ())
+}
+
+#[cfg(test)]
+mod tests;

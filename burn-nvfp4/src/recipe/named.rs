@@ -1,0 +1,132 @@
+//! A [`Recipe`] in a config file: the name of a preset, or the recipe in full.
+//!
+//! For `#[serde(with = "burn_nvfp4::recipe::named")]`. A recipe that equals a preset is written as
+//! the preset's name; one that is read in full must pass [`Recipe::validate`].
+
+use std::fmt;
+
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Error, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::presets::{PRESETS, by_name};
+use super::spec::Recipe;
+
+/// Writes the preset's name, or the recipe in full if it is none.
+///
+/// # Errors
+/// Those of `serializer`.
+pub fn serialize<S: Serializer>(recipe: &Recipe, serializer: S) -> Result<S::Ok, S::Error> {
+    match PRESETS.iter().find(|preset| preset.recipe == *recipe) {
+        Some(preset) => serializer.serialize_str(preset.name),
+        None => recipe.serialize(serializer),
+    }
+}
+
+/// Reads a preset's name or a recipe in full.
+///
+/// # Errors
+/// Those of `deserializer`; an unknown name; unknown fields; a recipe without an arithmetic.
+pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Recipe, D::Error> {
+    deserializer.deserialize_any(NameOrRecipe)
+}
+
+struct NameOrRecipe;
+
+impl<'de> Visitor<'de> for NameOrRecipe {
+    type Value = Recipe;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("the name of a recipe, or a recipe with fprop, dgrad and wgrad")
+    }
+
+    fn visit_str<E: Error>(self, name: &str) -> Result<Recipe, E> {
+        by_name(name).map(|preset| preset.recipe).map_err(E::custom)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Recipe, A::Error> {
+        let recipe = Recipe::deserialize(MapAccessDeserializer::new(map))?;
+        recipe.validate().map_err(A::Error::custom)?;
+        Ok(recipe)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::presets::{HIGH_PRECISION, NVIDIA};
+    use super::*;
+
+    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    struct Config {
+        #[serde(with = "super")]
+        recipe: Recipe,
+    }
+
+    fn error(toml: &str) -> String {
+        toml::from_str::<Config>(toml).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn presets_are_read_and_written_by_name() {
+        for preset in PRESETS {
+            let config = Config {
+                recipe: preset.recipe,
+            };
+            let text = toml::to_string(&config).unwrap();
+            assert_eq!(text, format!("recipe = \"{}\"\n", preset.name));
+            assert_eq!(toml::from_str::<Config>(&text).unwrap(), config);
+        }
+    }
+
+    #[test]
+    fn other_recipes_are_read_and_written_in_full() {
+        // Each GEMM of each preset alone: every operand spec that a preset uses occurs.
+        for preset in PRESETS {
+            for recipe in [
+                Recipe {
+                    fprop: preset.recipe.fprop,
+                    ..HIGH_PRECISION
+                },
+                Recipe {
+                    dgrad: preset.recipe.dgrad,
+                    ..HIGH_PRECISION
+                },
+                Recipe {
+                    wgrad: preset.recipe.wgrad,
+                    ..HIGH_PRECISION
+                },
+            ] {
+                let config = Config { recipe };
+                let text = toml::to_string(&config).unwrap();
+                assert_eq!(toml::from_str::<Config>(&text).unwrap(), config, "{text}");
+                let text = serde_json::to_string(&config).unwrap();
+                assert_eq!(
+                    serde_json::from_str::<Config>(&text).unwrap(),
+                    config,
+                    "{text}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_name_and_its_recipe_in_full_are_the_same() {
+        let full = format!("[recipe]\n{}", toml::to_string(&NVIDIA).unwrap());
+        let full = full
+            .replace("[fprop", "[recipe.fprop")
+            .replace("[dgrad", "[recipe.dgrad");
+        let full = full.replace("[wgrad", "[recipe.wgrad");
+        assert_eq!(
+            toml::from_str::<Config>(&full).unwrap(),
+            Config { recipe: NVIDIA }
+        );
+    }
+
+    #[test]
+    fn errors_say_what_would_be_right() {
+        assert!(error("recipe = 'nvfp4'").contains("no recipe is called `nvfp4`"));
+        assert!(error("recipe = 4").contains("the name of a recipe"));
+        assert!(error("recipe = { forward = 1 }").contains("unknown field `forward`"));
+        assert!(error("recipe = {}").contains("missing field `fprop`"));
+    }
+}

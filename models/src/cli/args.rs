@@ -3,6 +3,7 @@
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
+use burn_nvfp4::recipe::{RecipeError, presets};
 use clap::{Args, Parser, Subcommand};
 
 use crate::train::config::{BackendName, ModelSource, TrainConfig};
@@ -45,7 +46,7 @@ pub struct TrainArgs {
     /// Model dimensions from a Hugging Face config.json.
     #[arg(long, value_name = "FILE")]
     pub model_config: Option<PathBuf>,
-    /// Recipe of the quantized layers, e.g. nvidia, or high-precision for none.
+    /// Recipe of the quantized layers, e.g. nvidia, or high_precision for none.
     #[arg(long, value_name = "NAME")]
     pub recipe: Option<String>,
     /// Which layers are quantized, e.g. paper.
@@ -94,7 +95,10 @@ pub struct TrainArgs {
 
 impl TrainArgs {
     /// Puts the given arguments into a configuration.
-    pub fn apply(&self, config: &mut TrainConfig) {
+    ///
+    /// # Errors
+    /// A recipe that there is not.
+    pub fn apply(&self, config: &mut TrainConfig) -> Result<(), RecipeError> {
         fn set<T: Clone>(field: &mut T, argument: &Option<T>) {
             if let Some(value) = argument {
                 field.clone_from(value);
@@ -116,7 +120,9 @@ impl TrainArgs {
             config.schedule.last *= peak / config.schedule.peak;
             config.schedule.peak = peak;
         }
-        set(&mut config.precision.recipe, &self.recipe);
+        if let Some(name) = &self.recipe {
+            config.precision.recipe = presets::by_name(name)?.recipe;
+        }
         set(&mut config.precision.policy, &self.policy);
         set(&mut config.precision.backend, &self.backend);
         set(&mut config.steps, &self.steps);
@@ -126,5 +132,6 @@ impl TrainArgs {
         set(&mut config.seed, &self.seed);
         set(&mut config.validation.every, &self.eval_every);
         set(&mut config.checkpoint.every, &self.save_every);
+        Ok(())
     }
 }

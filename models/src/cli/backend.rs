@@ -1,10 +1,11 @@
-//! The only place that names a concrete backend, and where names become recipes and policies.
+//! The only place that names a concrete backend.
 
 use burn::backend::{Autodiff, Flex, NdArray};
+use burn::tensor::backend::AutodiffBackend;
+use burn_nvfp4::Nvfp4;
 
-use crate::config::HybridConfig;
-use crate::train::config::{BackendName, PrecisionConfig};
-use crate::train::numerics::Unquantized;
+use crate::train::config::BackendName;
+use crate::train::numerics::Quantized;
 
 use super::train::Prepared;
 use super::{Failure, Success};
@@ -15,27 +16,19 @@ use super::{Failure, Success};
 /// [`Failure`], one line each.
 pub fn dispatch(prepared: Prepared) -> Result<Success, Failure> {
     match prepared.config.precision.backend {
-        BackendName::Ndarray => {
-            prepared.run::<Autodiff<NdArray>>(&Default::default(), Box::new(Unquantized))
-        }
-        BackendName::Flex => {
-            prepared.run::<Autodiff<Flex>>(&Default::default(), Box::new(Unquantized))
-        }
+        BackendName::Ndarray => run::<Nvfp4<Autodiff<NdArray>>>(prepared),
+        BackendName::Flex => run::<Nvfp4<Autodiff<Flex>>>(prepared),
     }
 }
 
-/// Checks the names of recipe and policy.
-///
-/// # Errors
-/// [`Failure::Usage`] with the names there are.
-pub fn check_names(_precision: &PrecisionConfig) -> Result<(), Failure> {
-    Ok(())
-}
-
-/// The policy of a run.
-///
-/// # Errors
-/// [`Failure::Usage`] if it does not fit the model.
-pub fn policy(_precision: &PrecisionConfig, _model: &HybridConfig) -> Result<(), Failure> {
-    Ok(())
+fn run<B: AutodiffBackend>(prepared: Prepared) -> Result<Success, Failure> {
+    let device = B::Device::default();
+    let policy = prepared
+        .config
+        .precision
+        .policy(&prepared.model)
+        .map_err(Failure::usage)?;
+    let seed = prepared.config.seed;
+    let numerics = Quantized::<B>::new(device.clone(), policy, seed).map_err(Failure::usage)?;
+    prepared.run::<B>(&device, Box::new(numerics))
 }

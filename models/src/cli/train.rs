@@ -61,13 +61,12 @@ pub fn train(arguments: &TrainArgs) -> Result<Success, Failure> {
 /// Steps 1 and 2, and the tokens.
 fn prepare(arguments: &TrainArgs) -> Result<Prepared, Failure> {
     let (config, directory, resume) = resolve(arguments)?;
-    backend::check_names(&config.precision)?;
     let tokenizer = match &config.data.tokenizer {
         None => Tokenizer::Bytes,
         Some(path) => Tokenizer::from_file(path).map_err(Failure::error)?,
     };
     let model = model_config(&config.model, &tokenizer)?;
-    backend::policy(&config.precision, &model)?;
+    config.precision.policy(&model).map_err(Failure::usage)?;
     let corpus = match &config.data.path {
         None => sources::locked_dependencies()?,
         Some(path) => Corpus::at(path).map_err(Failure::error)?,
@@ -134,7 +133,7 @@ fn resolve(
             (config, Some((directory, checkpoint)))
         }
     };
-    arguments.apply(&mut config);
+    arguments.apply(&mut config).map_err(Failure::usage)?;
     config.validate().map_err(Failure::usage)?;
     match resume {
         Some((directory, checkpoint)) => Ok((config, directory, Some(checkpoint))),
@@ -335,7 +334,7 @@ impl Prepared {
             tokens.skipped(),
             self.model.num_params(),
             self.model.n_blocks(),
-            precision.recipe,
+            precision.recipe_name(),
             precision.policy,
             precision.backend,
             config.steps,
@@ -376,7 +375,7 @@ impl Prepared {
             .map_err(|error| Failure::Error(format!("{}: {error:#}", picture.display())))?;
         say(&report::summary(
             &line,
-            &self.config.precision.recipe,
+            &self.config.precision.recipe_name(),
             self.directory.path(),
         ));
         self.sample(model, device)

@@ -5,6 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
+use burn_nvfp4::recipe::{Override, PRESETS, Policy, Recipe, RecipeError};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -117,13 +118,42 @@ pub struct ScheduleConfig {
 pub struct PrecisionConfig {
     /// What runs the tensors.
     pub backend: BackendName,
-    /// Recipe of the quantized layers, by name.
-    pub recipe: String,
+    /// Recipe of the quantized layers, by name or in full.
+    #[serde(with = "burn_nvfp4::recipe::named")]
+    pub recipe: Recipe,
     /// Which layers are quantized, by name.
     pub policy: String,
     /// From this share of the run on, the forward GEMMs run in high precision; absent: never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub high_precision_forward_from: Option<f64>,
+    /// Other recipes for layers by pattern; the last match decides.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub overrides: Vec<Override>,
+}
+
+impl PrecisionConfig {
+    /// The recipe's name, if it is a preset.
+    pub fn recipe_name(&self) -> &'static str {
+        let preset = PRESETS.iter().find(|preset| preset.recipe == self.recipe);
+        preset.map_or("a recipe of its own", |preset| preset.name)
+    }
+
+    /// The policy for a model: names resolved, patterns checked against its layers.
+    ///
+    /// # Errors
+    /// [`RecipeError`]: an unknown name, a pattern that matches nothing, ..
+    pub fn policy(&self, model: &HybridConfig) -> Result<Policy, RecipeError> {
+        let mut policy = Policy::by_name(&self.policy, self.recipe)?;
+        if let Some(share) = self.high_precision_forward_from {
+            policy = policy.with_high_precision_forward_from(share)?;
+        }
+        let mut spec = policy.spec().clone();
+        spec.overrides.extend(self.overrides.iter().cloned());
+        spec.blocks = Some(model.n_blocks());
+        let policy = Policy::new(spec)?;
+        policy.check_layers(&model.linear_names())?;
+        Ok(policy)
+    }
 }
 
 /// A backend of the command.
@@ -216,7 +246,7 @@ impl TrainConfig {
             .checked_mul(self.batch.length.get());
         let beta = |value: f64| (0.0..1.0).contains(&value);
         let counts = format!("from 1 to {MAX_COUNT}");
-        let checks: [(&'static str, bool, String, &str); 16] = [
+        let checks: [(&'static str, bool, String, &str); 15] = [
             (
                 "name",
                 is_file_name(&self.name),
@@ -287,12 +317,6 @@ impl TrainConfig {
                     && share(schedule.warmup + schedule.decay),
                 format!("{} + {}", schedule.warmup, schedule.decay),
                 "shares of the run that add up to at most 1",
-            ),
-            (
-                "precision.high_precision_forward_from",
-                self.precision.high_precision_forward_from.is_none_or(share),
-                format!("{:?}", self.precision.high_precision_forward_from),
-                "a share of the run from 0 to 1, or absent",
             ),
             (
                 "validation.every and checkpoint.every",

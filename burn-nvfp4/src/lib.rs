@@ -11,6 +11,7 @@ pub mod engine;
 pub mod decorator;
 
 pub use decorator::Nvfp4;
+pub use engine::Nvfp4Engine;
 pub use error::QuantizeError;
 pub use recipe::{Policy, Progress, Recipe, presets};
 pub use runtime::{

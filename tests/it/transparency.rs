@@ -172,7 +172,7 @@ fn training<B: AutodiffBackend>() -> Bits {
 fn assert_same(plain: Bits, decorated: Bits) {
     assert_eq!(plain.len(), decorated.len());
     for ((name, plain), (_, decorated)) in plain.into_iter().zip(decorated) {
-        assert_eq!(plain, decorated, "{name}");
+        assert!(plain == decorated, "{name}");
     }
 }
 

@@ -6,8 +6,8 @@ use burn::backend::{Autodiff, Flex, NdArray};
 use burn::module::Param;
 use burn::nn::Linear;
 use burn::prelude::*;
-use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::DType;
+use burn::tensor::backend::AutodiffBackend;
 use burn_nvfp4::recipe::{OperandSpec, Policy, Progress, Recipe, presets};
 use burn_nvfp4::{Nvfp4, Nvfp4Engine, layer, precision, set_policy, set_progress};
 
@@ -32,7 +32,11 @@ struct Outcome {
 
 fn bits<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Vec<u32> {
     let data = tensor.into_data().convert::<f32>();
-    data.as_slice::<f32>().unwrap().iter().map(|x| x.to_bits()).collect()
+    data.as_slice::<f32>()
+        .unwrap()
+        .iter()
+        .map(|x| x.to_bits())
+        .collect()
 }
 
 /// Deterministic values with a few outliers.
@@ -40,7 +44,9 @@ fn values(len: usize, salt: u64) -> Vec<f32> {
     let mut state = salt.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
     (0..len)
         .map(|i| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             let uniform = (state >> 40) as f32 / (1u64 << 24) as f32 - 0.5;
             if i % 97 == 0 { uniform * 30.0 } else { uniform }
         })
@@ -49,7 +55,10 @@ fn values(len: usize, salt: u64) -> Vec<f32> {
 
 fn tensor<B: Backend, const D: usize>(shape: [usize; D], salt: u64) -> Tensor<B, D> {
     let len = shape.iter().product();
-    Tensor::from_data(TensorData::new(values(len, salt), shape), &Default::default())
+    Tensor::from_data(
+        TensorData::new(values(len, salt), shape),
+        &Default::default(),
+    )
 }
 
 fn linear<B: Backend>([d_input, d_output]: [usize; 2], bias: bool) -> Linear<B> {
@@ -131,10 +140,19 @@ fn leading_dims_are_flattened_before_blocking() {
 fn odd_dims_equal_the_same_layer_padded_with_zeros() {
     let _turn = exclusive();
     type B = Nvfp4<Autodiff<NdArray>>;
-    for recipe in [presets::NVIDIA_NO_SR, presets::NVIDIA_1D_WEIGHTS, presets::MXFP4, presets::FP8] {
+    for recipe in [
+        presets::NVIDIA_NO_SR,
+        presets::NVIDIA_1D_WEIGHTS,
+        presets::MXFP4,
+        presets::FP8,
+    ] {
         use_recipe::<NdArray>(without_stochastic(recipe));
         let ([t, i, o], [tp, ip, op]) = ([21, 37, 19], [128, 128, 128]);
-        let (x, w, dy) = (tensor::<B, 2>([t, i], 1), tensor::<B, 2>([i, o], 2), tensor::<B, 2>([t, o], 4));
+        let (x, w, dy) = (
+            tensor::<B, 2>([t, i], 1),
+            tensor::<B, 2>([i, o], 2),
+            tensor::<B, 2>([t, o], 4),
+        );
         let pad = |x: Tensor<B, 2>, rows: usize, cols: usize| {
             let [r, c] = x.dims();
             Tensor::zeros([rows, cols], &x.device()).slice_assign([0..r, 0..c], x)
@@ -215,7 +233,11 @@ fn a_policy_reaches_layers_by_name() {
         .unwrap();
     set_policy::<NdArray>(&device, policy).unwrap();
     let forward = |name: &str| {
-        layer("model", || layer(name, || bits(linear::<B>([64, 48], true).forward(tensor::<B, 2>([32, 64], 1)))))
+        layer("model", || {
+            layer(name, || {
+                bits(linear::<B>([64, 48], true).forward(tensor::<B, 2>([32, 64], 1)))
+            })
+        })
     };
     let plain = bits(linear::<NdArray>([64, 48], true).forward(tensor::<NdArray, 2>([32, 64], 1)));
     assert!(forward("head") == plain);
@@ -251,13 +273,24 @@ fn each_input_gets_a_gradient_of_its_own_dtype() {
     for recipe in [presets::NVIDIA, presets::HIGH_PRECISION] {
         use_recipe::<Flex>(recipe);
         let module = linear::<B>([64, 48], true);
-        let x = tensor::<B, 2>([32, 64], 1).cast(DType::BF16).detach().require_grad();
+        let x = tensor::<B, 2>([32, 64], 1)
+            .cast(DType::BF16)
+            .detach()
+            .require_grad();
         let y = module.forward(x.clone());
         assert_eq!(y.dtype(), DType::BF16);
-        let grads = (y * tensor::<B, 2>([32, 48], 4).cast(DType::BF16)).sum().backward();
+        let grads = (y * tensor::<B, 2>([32, 48], 4).cast(DType::BF16))
+            .sum()
+            .backward();
         assert_eq!(x.grad(&grads).unwrap().dtype(), DType::BF16);
-        assert_eq!(module.weight.val().grad(&grads).unwrap().dtype(), DType::F32);
-        assert_eq!(module.bias.unwrap().val().grad(&grads).unwrap().dtype(), DType::F32);
+        assert_eq!(
+            module.weight.val().grad(&grads).unwrap().dtype(),
+            DType::F32
+        );
+        assert_eq!(
+            module.bias.unwrap().val().grad(&grads).unwrap().dtype(),
+            DType::F32
+        );
     }
 }
 
@@ -283,9 +316,13 @@ fn transposed_and_sliced_inputs_are_read_as_what_they_are() {
     let _turn = exclusive();
     fn check<B: Nvfp4Engine>() {
         use_recipe::<B>(presets::NVIDIA);
-        let (x, w) = (tensor::<Nvfp4<B>, 2>([80, 96], 1), tensor::<Nvfp4<B>, 2>([64, 48], 2));
+        let (x, w) = (
+            tensor::<Nvfp4<B>, 2>([80, 96], 1),
+            tensor::<Nvfp4<B>, 2>([64, 48], 2),
+        );
         let of = |x: Tensor<_, 2>, w: Tensor<_, 2>| bits(burn::tensor::module::linear(x, w, None));
-        let copy = |view: Tensor<Nvfp4<B>, 2>| Tensor::from_data(view.into_data(), &B::Device::default());
+        let copy =
+            |view: Tensor<Nvfp4<B>, 2>| Tensor::from_data(view.into_data(), &B::Device::default());
 
         let sliced = x.clone().slice([16..80, 3..67]);
         let turned = sliced.clone().transpose();

@@ -5,6 +5,8 @@
 
 mod accumulation;
 mod clipping;
+mod non_finite;
+mod overfit;
 mod resume;
 
 use std::num::NonZeroUsize;

@@ -77,16 +77,17 @@ impl<B: AutodiffBackend> ModuleVisitor<B> for Scale<'_> {
     }
 }
 
-/// The name of the first parameter, in the order of the model, whose gradient or value holds NaN or
-/// infinity.
-pub fn first_non_finite<B: AutodiffBackend, M: AutodiffModule<B>>(
+/// Where NaN or infinity is: the first parameter whose value holds it, in the order of the model;
+/// else the last one whose gradient does, which backward met first.
+pub fn find_non_finite<B: AutodiffBackend, M: AutodiffModule<B>>(
     model: &M,
     grads: &GradientsParams,
 ) -> Option<String> {
     struct Search<'a> {
         grads: &'a GradientsParams,
         path: FieldPath,
-        found: Option<String>,
+        value: Option<String>,
+        gradient: Option<String>,
     }
     impl<B: AutodiffBackend> ModuleVisitor<B> for Search<'_> {
         fn enter_module(&mut self, name: &str, container: &str) {
@@ -96,26 +97,19 @@ pub fn first_non_finite<B: AutodiffBackend, M: AutodiffModule<B>>(
             self.path.exit();
         }
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
-            if self.found.is_some() {
-                return;
-            }
             let finite = |tensor: Tensor<B::InnerBackend, D>| {
                 tensor.into_data().iter::<f32>().all(f32::is_finite)
             };
-            if !finite(param.val().inner()) {
-                self.found = Some(format!("the value of {}", self.path.name()));
-            } else if let Some(grad) = self.grads.get::<B::InnerBackend, D>(param.id)
-                && !finite(grad)
-            {
-                self.found = Some(format!("the gradient of {}", self.path.name()));
+            if self.value.is_none() && !finite(param.val().inner()) {
+                self.value = Some(format!("the value of {}", self.path.name()));
+            }
+            if self.grads.get::<B::InnerBackend, D>(param.id).is_some_and(|grad| !finite(grad)) {
+                self.gradient = Some(format!("the gradient of {}", self.path.name()));
             }
         }
     }
-    let mut search = Search {
-        grads,
-        path: FieldPath::default(),
-        found: None,
-    };
+    let path = FieldPath::default();
+    let mut search = Search { grads, path, value: None, gradient: None };
     model.visit(&mut search);
-    search.found
+    search.value.or(search.gradient)
 }

@@ -34,7 +34,7 @@ use crate::checkpoint::run::{RunCheckpoint, RunDirectory, RunState};
 use crate::data::TokenBatch;
 
 use super::TrainError;
-use super::gradients::{ScalarF32, average_and_clip, first_non_finite};
+use super::gradients::{ScalarF32, average_and_clip, find_non_finite};
 use super::log::{Forward, LogLine, RunLog};
 use super::numerics::Numerics;
 use super::optim::{GroupedAdamW, read_moments};
@@ -376,7 +376,7 @@ impl<B: AutodiffBackend, M: Trainable<B>> Loop<'_, B, M> {
             return Ok(());
         }
         let place = operand
-            .or_else(|| first_non_finite::<B, M>(model, grads).map(|name| format!("{name} first")))
+            .or_else(|| find_non_finite::<B, M>(model, grads))
             .unwrap_or_else(|| "no single tensor (a sum overflowed)".to_owned());
         Err(TrainError::NonFinite {
             step: self.step + 1,

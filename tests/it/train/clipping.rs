@@ -4,7 +4,7 @@ use burn::backend::{Autodiff, NdArray};
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
-use burn_nvfp4_models::train::gradients::{average_and_clip, first_non_finite};
+use burn_nvfp4_models::train::gradients::{average_and_clip, find_non_finite};
 use burn_nvfp4_models::train::step::cross_entropy;
 
 use super::*;
@@ -83,7 +83,7 @@ fn a_gradient_that_is_not_finite_is_named() {
         .lock()
         .unwrap_or_else(|poisoned| poisoned.into_inner());
     let (model, mut grads) = model_and_gradients();
-    assert_eq!(first_non_finite::<B, _>(&model, &grads), None);
+    assert_eq!(find_non_finite::<B, _>(&model, &grads), None);
     let id = model
         .parameters()
         .into_iter()
@@ -93,6 +93,6 @@ fn a_gradient_that_is_not_finite_is_named() {
     let grad = grads.remove::<NdArray, 2>(id).unwrap();
     grads.register::<NdArray, 2>(id, grad.mul_scalar(f32::INFINITY));
     assert!(!average_and_clip::<B, _>(&model, &mut grads, 1.0, Some(1.0)).is_finite());
-    let found = first_non_finite::<B, _>(&model, &grads);
+    let found = find_non_finite::<B, _>(&model, &grads);
     assert_eq!(found.as_deref(), Some("the gradient of lm_head.weight"));
 }

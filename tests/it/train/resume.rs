@@ -1,8 +1,10 @@
 //! A resumed run continues to the same bits.
 
 use burn::backend::{Autodiff, NdArray};
+use burn_nvfp4::Nvfp4;
+use burn_nvfp4::recipe::{Policy, presets};
 use burn_nvfp4_models::train::log::{self, LogLine};
-use burn_nvfp4_models::train::numerics::Unquantized;
+use burn_nvfp4_models::train::numerics::{Quantized, Unquantized};
 
 use super::*;
 
@@ -86,6 +88,19 @@ fn check_resume<B: AutodiffBackend>(numerics: impl Fn() -> Box<dyn Numerics>) {
 #[test]
 fn a_resumed_run_in_high_precision_equals_an_uninterrupted_one() {
     check_resume::<Autodiff<NdArray>>(|| Box::new(Unquantized));
+}
+
+#[test]
+fn a_resumed_run_in_nvfp4_with_stochastic_rounding_equals_an_uninterrupted_one() {
+    type B = Nvfp4<Autodiff<NdArray>>;
+    check_resume::<B>(|| {
+        let policy = Policy::paper(presets::NVIDIA)
+            .with_blocks(tiny().n_blocks())
+            .unwrap();
+        // What another run on the device left behind must not matter.
+        burn_nvfp4::set_seed::<B>(&Default::default(), 99);
+        Box::new(Quantized::<B>::new(Default::default(), policy, 7).unwrap())
+    });
 }
 
 #[test]

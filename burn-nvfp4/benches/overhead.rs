@@ -1,14 +1,17 @@
 //! What the decorator costs: one training step of a transformer block, with and without it.
 //!
-//! d_model 512, 8 heads, d_ff 2048, 1024 tokens (4 x 256), AdamW. The two backends take turns in one
-//! process, so that the ratio survives a busy machine; the best of the rounds is printed.
+//! d_model 512, 8 heads, d_ff 2048, 1024 tokens (4 x 256), AdamW. The two backends take turns in
+//! one process, so that the ratio survives a busy machine; the best of the rounds is printed.
 //!
 //! `cargo bench -p burn-nvfp4 --bench overhead`
+#![expect(clippy::print_stdout, reason = "a benchmark prints its table")]
 
 use std::time::{Duration, Instant};
 
 use burn::backend::{Autodiff, Flex, NdArray};
-use burn::nn::transformer::{TransformerEncoder, TransformerEncoderConfig, TransformerEncoderInput};
+use burn::nn::transformer::{
+    TransformerEncoder, TransformerEncoderConfig, TransformerEncoderInput,
+};
 use burn::optim::{AdamW, AdamWConfig, GradientsParams, Optimizer, adaptor::OptimizerAdaptor};
 use burn::prelude::*;
 use burn::tensor::Distribution;
@@ -35,8 +38,16 @@ impl<B: AutodiffBackend> Training<B> {
         let block = TransformerEncoderConfig::new(D_MODEL, D_FF, 8, 1)
             .with_dropout(0.0)
             .init::<B>(&device);
-        let input = Tensor::random([BATCH, SEQ, D_MODEL], Distribution::Normal(0.0, 1.0), &device);
-        Self { block: Some(block), optimizer: AdamWConfig::new().init(), input }
+        let input = Tensor::random(
+            [BATCH, SEQ, D_MODEL],
+            Distribution::Normal(0.0, 1.0),
+            &device,
+        );
+        Self {
+            block: Some(block),
+            optimizer: AdamWConfig::new().init(),
+            input,
+        }
     }
 
     fn step(&mut self) -> Duration {
@@ -58,13 +69,23 @@ fn compare<Plain: AutodiffBackend, Decorated: AutodiffBackend>(name: &str, recip
         best[1] = best[1].min(decorated.step());
     }
     let ratio = best[1].as_secs_f64() / best[0].as_secs_f64();
-    println!("{name:<10} {recipe:<15} {:>9.1?} {:>9.1?} {ratio:>6.2}", best[0], best[1]);
+    println!(
+        "{name:<10} {recipe:<15} {:>9.1?} {:>9.1?} {ratio:>6.2}",
+        best[0], best[1]
+    );
 }
 
 fn main() {
     println!("one step, d 512, 1024 tokens, best of {ROUNDS}");
-    println!("{:<10} {:<15} {:>9} {:>9} {:>6}", "backend", "recipe", "plain", "nvfp4", "ratio");
-    for preset in [presets::NVIDIA, presets::NVIDIA_NO_SR, presets::HIGH_PRECISION] {
+    println!(
+        "{:<10} {:<15} {:>9} {:>9} {:>6}",
+        "backend", "recipe", "plain", "nvfp4", "ratio"
+    );
+    for preset in [
+        presets::NVIDIA,
+        presets::NVIDIA_NO_SR,
+        presets::HIGH_PRECISION,
+    ] {
         let name = presets::PRESETS
             .iter()
             .find(|known| known.recipe == preset)

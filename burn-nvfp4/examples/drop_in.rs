@@ -8,7 +8,9 @@
 use burn::backend::{Autodiff, NdArray};
 use burn::nn::attention::generate_autoregressive_mask;
 use burn::nn::loss::CrossEntropyLossConfig;
-use burn::nn::transformer::{TransformerEncoder, TransformerEncoderConfig, TransformerEncoderInput};
+use burn::nn::transformer::{
+    TransformerEncoder, TransformerEncoderConfig, TransformerEncoderInput,
+};
 use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig};
 use burn::optim::{AdamWConfig, GradientsParams, Optimizer};
 use burn::prelude::*;
@@ -44,7 +46,9 @@ impl<B: Backend> Model<B> {
         let [batch, seq] = ids.dims();
         let mask = generate_autoregressive_mask(batch, seq, &ids.device());
         let input = TransformerEncoderInput::new(self.embedding.forward(ids)).mask_attn(mask);
-        self.head.forward(self.encoder.forward(input)).reshape([batch * seq, VOCAB])
+        self.head
+            .forward(self.encoder.forward(input))
+            .reshape([batch * seq, VOCAB])
     }
 }
 
@@ -55,7 +59,10 @@ fn train<B: AutodiffBackend>() -> (f32, f32) {
     let mut model = Model::<B>::new(&device);
     let mut optimizer = AdamWConfig::new().init();
     // A walk of irregular steps: 0, 1, 4, 9, .. modulo the vocabulary.
-    let walk: Vec<i32> = (0..=SEQ as i32).map(|i| (i * i + 3 * i) % VOCAB as i32).collect();
+    let walk: Vec<i32> = (0..)
+        .take(SEQ + 1)
+        .map(|i: i32| (i * i + 3 * i) % 64)
+        .collect();
     let inputs = Tensor::<B, 1, Int>::from_ints(&walk[..SEQ], &device).unsqueeze();
     let targets = Tensor::<B, 1, Int>::from_ints(&walk[1..], &device);
     let loss_fn = CrossEntropyLossConfig::new().init(&device);
@@ -70,6 +77,7 @@ fn train<B: AutodiffBackend>() -> (f32, f32) {
     (first.unwrap_or(last), last)
 }
 
+#[expect(clippy::print_stdout, reason = "an example shows what it did")]
 fn main() {
     let (first, last) = train::<Autodiff<NdArray>>();
     println!("Autodiff<NdArray>         loss {first:.3} -> {last:.4}");

@@ -1,4 +1,5 @@
-//! What a base backend brings to the decorator: its tensors' memory, and optionally its own kernels.
+//! What a base backend brings to the decorator: its tensors' memory, and optionally its own
+//! kernels.
 //!
 //! [`Nvfp4Engine`] has default bodies for everything, so `impl Nvfp4Engine for MyBackend {}` is all
 //! that a backend needs. The defaults run `cpu`, the executable specification, on a host copy of
@@ -75,7 +76,7 @@ pub trait Nvfp4Engine: Backend {
         bias: Option<FloatTensor<Self>>,
         plan: LinearPlan,
     ) -> FloatTensor<Self> {
-        linear::fprop::<Self>(x, weight, bias, &plan, linear::Wanted::NOTHING).0
+        linear::fprop::<Self>(x, weight, bias, &plan, linear::Wanted::Nothing).0
     }
 
     /// Says what runs how on `device`.

@@ -2,7 +2,8 @@
 //!
 //! [`e2m1`], [`e4m3`] and [`e8m0`] are the three element and scale formats, [`scale`] holds every
 //! formula that turns an amax into a scale, [`packing`] and [`swizzle`] are layouts, and
-//! [`PackedMatrix`] is a quantized GEMM operand. Nothing here knows of tensors, recipes or backends.
+//! [`PackedMatrix`] is a quantized GEMM operand. Nothing here knows of tensors, recipes or
+//! backends.
 
 use serde::{Deserialize, Serialize};
 
@@ -13,9 +14,11 @@ pub mod e8m0;
 pub mod scale;
 pub mod packing;
 pub mod swizzle;
+pub(crate) mod layout;
 pub mod matrix;
 
-pub use matrix::{BlockScales, Format, PackedMatrix, TensorScale};
+pub use layout::Format;
+pub use matrix::{BlockScales, PackedMatrix, TensorScale};
 
 /// Which elements share one NVFP4 block scale.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -15,7 +15,7 @@ pub use engine::Nvfp4Engine;
 pub use error::QuantizeError;
 pub use recipe::{Policy, Progress, Recipe, presets};
 pub use runtime::{
-    LinearPlan, NonFinite, policy, progress, seed, set_policy, set_progress, set_seed,
-    set_watch, take_non_finite,
+    LinearPlan, NonFinite, policy, progress, seed, set_policy, set_progress, set_seed, set_watch,
+    take_non_finite,
 };
 pub use scope::{current_layer, layer, precision};

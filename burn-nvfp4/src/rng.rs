@@ -1,8 +1,8 @@
 //! Philox4x32-10 and the key that names the random bytes of one operand (numerics §5).
 //!
-//! A counter-based generator: bits are a function of key and counter, so there is no state to carry,
-//! to save or to share between threads. Any element's byte can be computed anywhere, alone, and the
-//! same step gives the same bits on every backend.
+//! A counter-based generator: bits are a function of key and counter, so there is no state to
+//! carry, to save or to share between threads. Any element's byte can be computed anywhere, alone,
+//! and the same step gives the same bits on every backend.
 //!
 //! Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC11); constants and known
 //! answers from the authors' Random123.
@@ -208,7 +208,7 @@ mod tests {
         // Bits beyond 44 are dropped: block 0xABC.. keeps 0xABC, the step keeps 0xFED.
         assert_eq!(
             counter,
-            [0xDEF0_1234, 0xCBA9_8765, 0x3F80_0000, 0xFED_ABC_01]
+            [0xDEF0_1234, 0xCBA9_8765, 0x3F80_0000, 0xFEDA_BC01]
         );
     }
 

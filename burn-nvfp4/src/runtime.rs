@@ -30,12 +30,18 @@ pub struct LinearPlan {
 impl LinearPlan {
     /// The key of the random bits of one operand.
     pub(crate) fn key(&self, stream: Stream) -> RandomKey {
-        RandomKey { seed: self.seed, step: self.step, stream }
+        RandomKey {
+            seed: self.seed,
+            step: self.step,
+            stream,
+        }
     }
 
     /// How messages name the layer.
     pub(crate) fn layer_name(&self) -> &str {
-        self.layer.as_deref().unwrap_or("(a linear outside every layer scope)")
+        self.layer
+            .as_deref()
+            .unwrap_or("(a linear outside every layer scope)")
     }
 }
 
@@ -72,7 +78,9 @@ fn key<B: Backend>(device: &B::Device) -> Key {
 }
 
 fn read<B: Backend, R>(device: &B::Device, f: impl FnOnce(&Settings) -> R) -> R {
-    let table = SETTINGS.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let table = SETTINGS
+        .read()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
     match table.get(&key::<B>(device)) {
         Some(settings) => f(settings),
         None => f(&Settings::default()),
@@ -80,7 +88,9 @@ fn read<B: Backend, R>(device: &B::Device, f: impl FnOnce(&Settings) -> R) -> R 
 }
 
 fn update<B: Backend>(device: &B::Device, f: impl FnOnce(&mut Settings)) {
-    let mut table = SETTINGS.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let mut table = SETTINGS
+        .write()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
     f(table.entry(key::<B>(device)).or_default());
 }
 
@@ -90,10 +100,7 @@ fn update<B: Backend>(device: &B::Device, f: impl FnOnce(&mut Settings)) {
 ///
 /// # Errors
 /// [`RecipeError`] if the policy has a combination without an arithmetic or a broken pattern.
-pub fn set_policy<B: Backend>(
-    device: &B::Device,
-    policy: Policy,
-) -> Result<(), RecipeError> {
+pub fn set_policy<B: Backend>(device: &B::Device, policy: Policy) -> Result<(), RecipeError> {
     policy.validate()?;
     update::<B>(device, |settings| settings.policy = Arc::new(policy));
     Ok(())
@@ -114,8 +121,8 @@ pub fn seed<B: Backend>(device: &B::Device) -> u64 {
     read::<B, _>(device, |settings| settings.seed)
 }
 
-/// Tells `device` how far the run is: the policy may depend on it, and stochastic rounding draws other
-/// bits at another step.
+/// Tells `device` how far the run is: the policy may depend on it, and stochastic rounding draws
+/// other bits at another step.
 pub fn set_progress<B: Backend>(device: &B::Device, progress: Progress) {
     update::<B>(device, |settings| settings.progress = progress);
 }
@@ -129,8 +136,7 @@ pub fn progress<B: Backend>(device: &B::Device) -> Progress {
 pub(crate) fn plan<B: Backend>(device: &B::Device) -> LinearPlan {
     scope::with_current(|layer, precision| {
         read::<B, _>(device, |settings| LinearPlan {
-            recipe: precision
-                .unwrap_or_else(|| settings.policy.resolve(layer, settings.progress)),
+            recipe: precision.unwrap_or_else(|| settings.policy.resolve(layer, settings.progress)),
             layer: layer.map(Arc::from),
             seed: settings.seed,
             step: settings.progress.step,
@@ -162,12 +168,16 @@ pub(crate) fn is_watched<B: Backend>(device: &B::Device) -> bool {
 /// Notes a non-finite operand; the first one since the last [`take_non_finite`] is kept, because
 /// everything after it is a consequence.
 pub(crate) fn report_non_finite<B: Backend>(device: &B::Device, found: NonFinite) {
-    let mut table = NON_FINITE.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let mut table = NON_FINITE
+        .write()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
     table.entry(key::<B>(device)).or_insert(found);
 }
 
 /// The first non-finite operand since the last call, if [`set_watch`] is on.
 pub fn take_non_finite<B: Backend>(device: &B::Device) -> Option<NonFinite> {
-    let mut table = NON_FINITE.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let mut table = NON_FINITE
+        .write()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
     table.remove(&key::<B>(device))
 }

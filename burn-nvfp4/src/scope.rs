@@ -9,7 +9,9 @@ use std::cell::RefCell;
 use crate::recipe::Recipe;
 
 thread_local! {
-    static SCOPE: RefCell<Scope> = const { RefCell::new(Scope { path: String::new(), precision: Vec::new() }) };
+    static SCOPE: RefCell<Scope> = const {
+        RefCell::new(Scope { path: String::new(), precision: Vec::new() })
+    };
 }
 
 struct Scope {
@@ -89,7 +91,9 @@ mod tests {
     #[test]
     fn a_panic_inside_a_scope_closes_it() {
         let panicked = catch_unwind(AssertUnwindSafe(|| {
-            layer("outer", || layer("inner", || std::panic::resume_unwind(Box::new(()))))
+            layer("outer", || {
+                layer("inner", || std::panic::resume_unwind(Box::new(())))
+            })
         }));
         assert!(panicked.is_err());
         assert_eq!(current_layer(), None);
@@ -98,8 +102,12 @@ mod tests {
     #[test]
     fn siblings_do_not_see_each_other() {
         layer("block", || {
-            layer("up", || assert_eq!(current_layer().as_deref(), Some("block.up")));
-            layer("down", || assert_eq!(current_layer().as_deref(), Some("block.down")));
+            layer("up", || {
+                assert_eq!(current_layer().as_deref(), Some("block.up"))
+            });
+            layer("down", || {
+                assert_eq!(current_layer().as_deref(), Some("block.down"))
+            });
             assert_eq!(current_layer().as_deref(), Some("block"));
         });
     }

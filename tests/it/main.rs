@@ -1,4 +1,8 @@
 //! One test binary for the workspace; each module is named after what it tests.
+#![expect(
+    clippy::unwrap_used,
+    reason = "helper functions of tests count as tests"
+)]
 
 mod format;
 mod quantize;

@@ -1,7 +1,8 @@
 //! Golden files: safetensors written by other people's code, and the record of what was compared.
 //!
-//! A [`Record`] knows every key of its file. Comparing marks a key as compared, reading an input marks
-//! it as read; what is left over is printed, so that a key nobody looks at cannot pass for a success.
+//! A [`Record`] knows every key of its file. Comparing marks a key as compared, reading an input
+//! marks it as read; what is left over is printed, so that a key nobody looks at cannot pass for a
+//! success.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
@@ -74,34 +75,34 @@ impl Golden {
 
     /// The elements of any integer tensor.
     pub fn i64(&self) -> Vec<i64> {
-        match self.dtype {
-            Dtype::I64 => self
-                .bytes
+        if self.dtype == Dtype::I64 {
+            self.bytes
                 .as_chunks()
                 .0
                 .iter()
                 .map(|&b| i64::from_le_bytes(b))
-                .collect(),
-            Dtype::I32 => {
-                let words = self.bytes.as_chunks().0.iter();
-                words.map(|&b| i64::from(i32::from_le_bytes(b))).collect()
-            }
-            Dtype::I8 => self
-                .bytes
+                .collect()
+        } else if self.dtype == Dtype::I32 {
+            let words = self.bytes.as_chunks().0.iter();
+            words.map(|&b| i64::from(i32::from_le_bytes(b))).collect()
+        } else if self.dtype == Dtype::I8 {
+            self.bytes
                 .iter()
                 .map(|&b| i64::from(b.cast_signed()))
-                .collect(),
-            Dtype::U8 => self.bytes.iter().map(|&b| i64::from(b)).collect(),
-            _ => panic!("{:?} is no integer type of these files", self.dtype),
+                .collect()
+        } else {
+            self.u8().into_iter().map(i64::from).collect()
         }
     }
 
     /// The elements of any floating-point tensor, widened.
     pub fn widened(&self) -> Vec<f64> {
-        match self.dtype {
-            Dtype::BF16 => self.bf16().into_iter().map(f64::from).collect(),
-            Dtype::F32 => self.f32().into_iter().map(f64::from).collect(),
-            _ => self.f64(),
+        if self.dtype == Dtype::BF16 {
+            self.bf16().into_iter().map(f64::from).collect()
+        } else if self.dtype == Dtype::F32 {
+            self.f32().into_iter().map(f64::from).collect()
+        } else {
+            self.f64()
         }
     }
 }
@@ -209,7 +210,8 @@ impl Record {
         }
     }
 
-    /// Compares any floating-point tensor within a tolerance (see [`first_beyond`]), if it is there.
+    /// Compares any floating-point tensor within a tolerance (see [`first_beyond`]), if it is
+    /// there.
     pub fn compare_close(&mut self, key: &str, got: &[f64], of_largest: f64, of_value: f64) {
         let Some(expected) = self.get(key) else {
             return;

@@ -9,7 +9,7 @@
 //! 3. [`compare`]: same names, same signatures, same arguments in the same order, except the
 //!    table of overrides; no new supertrait.
 //!
-//! Without `--check` it prints the impls, to copy from when Burn is upgraded ([`print`]).
+//! Without `--check` it prints the impls, to copy from when Burn is upgraded ([`mod@print`]).
 
 #![expect(
     clippy::wildcard_enum_match_arm,

@@ -7,6 +7,9 @@ use clap::{Parser, Subcommand};
 
 mod workspace;
 mod forwards;
+mod tidy;
+mod ci;
+mod bench;
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "Repository automation")]
@@ -22,6 +25,19 @@ enum Command {
         /// Compare, and fail with the names of what differs.
         #[arg(long)]
         check: bool,
+    },
+    /// Check what the compiler does not see: layers, headers, lengths, licences, golden hashes.
+    Tidy {
+        /// Write the hashes of the golden files as they are now, and check nothing.
+        #[arg(long)]
+        write_golden_hashes: bool,
+    },
+    /// Run everything that CI runs.
+    Ci,
+    /// Run the library's benchmarks and print machine, date, commit and command with them.
+    Bench {
+        /// Only benchmarks whose name contains this.
+        filter: Vec<String>,
     },
 }
 
@@ -41,6 +57,14 @@ fn run(command: &Command) -> Result<()> {
     match command {
         Command::Forwards { check: true } => println!("forwards: {}", forwards::check()?),
         Command::Forwards { check: false } => println!("{}", forwards::print()?),
+        Command::Tidy {
+            write_golden_hashes: true,
+        } => println!("{}", tidy::write_golden_hashes()?),
+        Command::Tidy {
+            write_golden_hashes: false,
+        } => println!("tidy: {}", tidy::check()?),
+        Command::Ci => ci::run()?,
+        Command::Bench { filter } => bench::run(filter)?,
     }
     Ok(())
 }

@@ -2,6 +2,7 @@
 
 use std::env;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use cargo_metadata::{CargoOpt, Metadata, MetadataCommand};
@@ -20,16 +21,30 @@ pub(crate) fn cargo() -> String {
     env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned())
 }
 
-/// The resolved dependency graph with the features that `features` asks for, from the lock file
-/// as it is.
+/// The dependencies that a build for this machine reaches with `features`, from the lock file as it
+/// is. Those of other platforms are left out, so that they need not be downloaded.
 pub(crate) fn metadata(features: CargoOpt) -> Result<Metadata> {
     let mut command = MetadataCommand::new();
     command
         .cargo_path(cargo())
         .current_dir(root()?)
         .features(features)
-        .other_options(["--locked".to_owned()]);
+        .other_options([
+            "--locked".to_owned(),
+            format!("--filter-platform={}", host()?),
+        ]);
     command.exec().context("cargo metadata failed")
+}
+
+/// The target triple of this machine.
+fn host() -> Result<String> {
+    let output = Command::new("rustc")
+        .arg("-vV")
+        .output()
+        .context("cannot start rustc")?;
+    let text = String::from_utf8(output.stdout).context("rustc -vV is not text")?;
+    let host = text.lines().find_map(|line| line.strip_prefix("host: "));
+    host.map(str::to_owned).context("rustc -vV names no host")
 }
 
 /// The source folder of the one version of `package` in the lock file.

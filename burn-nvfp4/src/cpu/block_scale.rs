@@ -1,8 +1,8 @@
 //! From block amaxes to block scales, for every format (numerics §2, §3, §6).
 //!
 //! The formulas are in [`format::scale`](crate::format::scale) and
-//! [`format::e8m0`](crate::format::e8m0); here they meet the blocks of a strip. One scale per block is
-//! off the hot path, and the loops vectorise all the same.
+//! [`format::e8m0`](crate::format::e8m0); here they meet the blocks of a strip. One scale per block
+//! is off the hot path, and the loops vectorise all the same.
 
 use multiversion::multiversion;
 

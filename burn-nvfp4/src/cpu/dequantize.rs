@@ -1,21 +1,19 @@
 //! From packed matrices back to f32 (numerics §2).
 //!
-//! Two answers to two questions. [`dequantize`]: what does the matrix stand for? Code times the whole
-//! scale, in the order of TransformerEngine's dequantize kernel. [`decode_operand`]: what does a GEMM
-//! multiply? Code times block scale, exact in f32 (and in bf16), the tensor scale left for after.
+//! Two answers to two questions. [`dequantize`]: what does the matrix stand for? Code times the
+//! whole scale, in the order of TransformerEngine's dequantize kernel. [`decode_operand`]: what
+//! does a GEMM multiply? Code times block scale, exact in f32 (and in bf16), the tensor scale left
+//! for after.
 
 use rayon::prelude::*;
 
 use super::elements;
-use super::strip::GROUP;
+use super::strip::{GROUP, PARALLEL_FROM};
 use crate::format::scale::decode_factor;
 use crate::format::{BlockScales, PackedMatrix, e4m3, e8m0};
 
 /// Rows per task.
 const ROWS: usize = 16;
-
-/// Operands with fewer elements are decoded on the calling thread.
-const PARALLEL_FROM: usize = 1 << 16;
 
 /// The values that a packed matrix stands for, `[rows, k]`.
 ///
@@ -25,29 +23,48 @@ const PARALLEL_FROM: usize = 1 << 16;
 /// # Source
 /// TE `dequantize_nvfp4.cuh`.
 pub fn dequantize(matrix: &PackedMatrix) -> Vec<f32> {
+    let mut values = vec![0.0; matrix.rows() * matrix.k()];
+    dequantize_into(matrix, &mut values);
+    values
+}
+
+/// [`dequantize`] into memory that is there already: fresh pages cost more than the arithmetic.
+///
+/// # Panics
+/// If `values` does not have `rows * k` elements.
+pub fn dequantize_into(matrix: &PackedMatrix, values: &mut [f32]) {
     let scale = matrix.tensor_scale();
-    decode(matrix, matrix.k(), |row, block_scale| {
+    assert_eq!(
+        values.len(),
+        matrix.rows() * matrix.k(),
+        "the values do not fill the shape"
+    );
+    decode(matrix, matrix.k(), values, |row, block_scale| {
         decode_factor(block_scale, scale.row_amax(row), scale.q_max)
-    })
+    });
 }
 
 /// Code times block scale, `[rows, padded_k]`: what a GEMM multiplies before the tensor scales.
 ///
-/// Exact for NVFP4 and the MX formats: the product has at most six significant bits, so it also fits
-/// bf16. With f32 block scales (FP8 in blocks) it is rounded once.
+/// Exact for NVFP4 and the MX formats: the product has at most six significant bits, so it also
+/// fits bf16. With f32 block scales (FP8 in blocks) it is rounded once.
 pub fn decode_operand(matrix: &PackedMatrix) -> Vec<f32> {
-    decode(matrix, matrix.padded_k(), |_, block_scale| block_scale)
+    let mut values = vec![0.0; matrix.rows() * matrix.padded_k()];
+    decode(matrix, matrix.padded_k(), &mut values, |_, block_scale| {
+        block_scale
+    });
+    values
 }
 
 /// The first `width` elements of every row, each block multiplied with its factor.
 fn decode(
     matrix: &PackedMatrix,
     width: usize,
+    values: &mut [f32],
     factor: impl Fn(usize, f32) -> f32 + Sync,
-) -> Vec<f32> {
-    let mut values = vec![0.0; matrix.rows() * width];
+) {
     if values.is_empty() {
-        return values;
+        return;
     }
     let work = |buffers: &mut RowBuffers, (i, rows): (usize, &mut [f32])| {
         for (r, out) in rows.chunks_exact_mut(width).enumerate() {
@@ -64,7 +81,6 @@ fn decode(
         let tasks = values.par_chunks_mut(ROWS * width).enumerate();
         tasks.for_each_init(RowBuffers::default, work);
     }
-    values
 }
 
 /// Working memory of one row.

@@ -1,8 +1,9 @@
 //! The GEMM on quantized operands: `C = alpha * A B^T` (numerics §8).
 //!
-//! Both operands are `[rows, k]`, contraction axis last, as tensor cores take them. The sum runs over
-//! code x block scale; the tensor scales are multiplied in after it. Multiplying them in before would
-//! round every element once more, and would no longer be what an FP4 tensor core computes.
+//! Both operands are `[rows, k]`, contraction axis last, as tensor cores take them. The sum runs
+//! over code x block scale; the tensor scales are multiplied in after it. Multiplying them in
+//! before would round every element once more, and would no longer be what an FP4 tensor core
+//! computes.
 
 use gemm::{Parallelism, gemm as borrowed_gemm};
 use rayon::prelude::*;
@@ -62,8 +63,9 @@ fn pick(amax: &[f32], i: usize) -> f32 {
 /// The factor that belongs after a GEMM of two quantized operands.
 ///
 /// # Source
-/// TE `recipe/nvfp4.cu` for tensor scales (which is symmetric in the operands), `cpp_extensions/gemm.py`
-/// for row scales. The product of the amaxes is formed in f32 and may overflow where the GEMM does not.
+/// TE `recipe/nvfp4.cu` for tensor scales (which is symmetric in the operands),
+/// `cpp_extensions/gemm.py` for row scales. The product of the amaxes is formed in f32 and may
+/// overflow where the GEMM does not.
 pub fn gemm_alpha(lhs: &TensorScale, rhs: &TensorScale) -> Alpha {
     let factor = 1.0 / (lhs.q_max * rhs.q_max);
     match (lhs.amax.as_slice(), rhs.amax.as_slice()) {
@@ -78,9 +80,9 @@ pub fn gemm_alpha(lhs: &TensorScale, rhs: &TensorScale) -> Alpha {
 
 /// The sums of a GEMM before the tensor scales, `[a.rows, b.rows]`, in f64.
 ///
-/// Exact for NVFP4 in any order of summation: every product is a multiple of 2^-20 below 2^23, so an
-/// f64 holds the sum of 2^10 of them in the worst case, and of any `k` met in practice on data whose
-/// blocks do not all stand at the largest scale. The oracle for every other GEMM; slow.
+/// Exact for NVFP4 in any order of summation: every product is a multiple of 2^-20 below 2^23, so
+/// an f64 holds the sum of 2^10 of them in the worst case, and of any `k` met in practice on data
+/// whose blocks do not all stand at the largest scale. The oracle for every other GEMM; slow.
 ///
 /// # Panics
 /// If the contraction lengths differ.
@@ -113,7 +115,8 @@ pub fn gemm_f64(a: &PackedMatrix, b: &PackedMatrix) -> Vec<f64> {
 
 /// Multiplies `[m, k]` with the transpose of `[n, k]` in f32, then by `alpha`: `[m, n]`.
 ///
-/// The operands are what [`decode_operand`] and [`quantize_operand`](super::quantize_operand) return.
+/// The operands are what [`decode_operand`] and [`quantize_operand`](super::quantize_operand)
+/// return.
 ///
 /// # Panics
 /// If a slice does not fill its shape.
@@ -140,9 +143,8 @@ pub struct DecodedMatrix {
     pub scale: TensorScale,
 }
 
-
-/// Multiplies `lhs [m, k]` with the transpose of `rhs [n, k]`, applies both tensor scales, then adds
-/// `bias [n]`: `[m, n]`.
+/// Multiplies `lhs [m, k]` with the transpose of `rhs [n, k]`, applies both tensor scales, then
+/// adds `bias [n]`: `[m, n]`.
 ///
 /// Where one operand is padded further along `k` than the other, the rest of it is +0 and left out.
 ///
@@ -175,9 +177,13 @@ type Strided<'a> = (&'a [f32], [usize; 2]);
 /// these last ones are not.
 fn products([m, n, k]: [usize; 3], a: Strided<'_>, b: Strided<'_>) -> Vec<f32> {
     for (rows, (values, [row_stride, k_stride])) in [(m, a), (n, b)] {
-        let reach = (rows.saturating_sub(1)).checked_mul(row_stride).and_then(|rows| {
-            (k.saturating_sub(1)).checked_mul(k_stride)?.checked_add(rows)
-        });
+        let reach = (rows.saturating_sub(1))
+            .checked_mul(row_stride)
+            .and_then(|rows| {
+                (k.saturating_sub(1))
+                    .checked_mul(k_stride)?
+                    .checked_add(rows)
+            });
         assert!(
             rows == 0 || k == 0 || reach.is_some_and(|last| last < values.len()),
             "an operand of {} values does not fill [{rows}, {k}]",
@@ -192,8 +198,8 @@ fn products([m, n, k]: [usize; 3], a: Strided<'_>, b: Strided<'_>) -> Vec<f32> {
     let [a_row, a_k] = a_strides.map(usize::cast_signed);
     let [b_row, b_k] = b_strides.map(usize::cast_signed);
     // SAFETY: the assertion above bounds the last element that each operand's shape and strides
-    // reach, `b` being read as `[k, n]` by exchanged strides; `out` was made `[m, n]`. A slice has at
-    // most `isize::MAX` bytes, so no stride is negative.
+    // reach, `b` being read as `[k, n]` by exchanged strides; `out` was made `[m, n]`. A slice has
+    // at most `isize::MAX` bytes, so no stride is negative.
     unsafe {
         borrowed_gemm(
             m,
@@ -219,4 +225,3 @@ fn products([m, n, k]: [usize; 3], a: Strided<'_>, b: Strided<'_>) -> Vec<f32> {
     }
     out
 }
-

@@ -2,8 +2,8 @@
 //!
 //! 1. Round each element to bf16, whatever its type was.
 //! 2. Flip signs by the sign vector.
-//! 3. Sixteen sums of sixteen terms in f32, as a fast Walsh-Hadamard transform: four stages that add
-//!    and subtract neighbours 1, 2, 4 and 8 apart. `H[i][j] = (-1)^popcount(i & j)`.
+//! 3. Sixteen sums of sixteen terms in f32, as a fast Walsh-Hadamard transform: four stages that
+//!    add and subtract neighbours 1, 2, 4 and 8 apart. `H[i][j] = (-1)^popcount(i & j)`.
 //! 4. Multiply by 1/4 and round once to bf16.
 //!
 //! TransformerEngine sums in a tensor core, in an order that is not documented. On bf16 data of
@@ -11,6 +11,7 @@
 
 use multiversion::multiversion;
 
+use super::elements::{nan_mask, one_group_at_a_time};
 use crate::recipe::SignVector;
 
 /// Points of the transform.
@@ -31,6 +32,7 @@ fn transform(x: &mut [f32], signs: SignVector) {
     }
     let (groups, _) = x.as_chunks_mut::<POINTS>();
     for group in groups {
+        one_group_at_a_time();
         let mut v = [0.0_f32; POINTS];
         for i in 0..POINTS {
             v[i] = f32::from_bits(round_to_bf16(group[i]).to_bits() ^ flips[i]);
@@ -62,11 +64,8 @@ fn stage<const STRIDE: usize>(v: [f32; POINTS]) -> [f32; POINTS] {
 pub(super) const fn round_to_bf16(x: f32) -> f32 {
     let bits = x.to_bits();
     let rounded = bits.wrapping_add(0x7FFF + ((bits >> 16) & 1)) & 0xFFFF_0000;
-    if x.is_nan() {
-        x
-    } else {
-        f32::from_bits(rounded)
-    }
+    let nan = nan_mask(bits & 0x7FFF_FFFF);
+    f32::from_bits((rounded & !nan) | (bits & nan))
 }
 
 #[cfg(test)]

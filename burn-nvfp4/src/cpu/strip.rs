@@ -1,18 +1,22 @@
 //! A piece of an operand small enough for the cache, in the packed orientation.
 //!
 //! Loading is the only step that knows the element type and the contraction axis: afterwards every
-//! format works on the same f32 rows, contraction axis last, zero-padded to whole blocks. Contraction
-//! over the view's rows transposes here, a strip at a time, so that no transposed copy ever exists.
+//! format works on the same f32 rows, contraction axis last, zero-padded to whole blocks.
+//! Contraction over the view's rows transposes here, a strip at a time, so that no transposed copy
+//! ever exists.
 
 use multiversion::multiversion;
 
 use super::element::{Contraction, Element, MatrixView};
 use super::hadamard::hadamard;
-use crate::format::matrix::BlockDims;
+use crate::format::layout::BlockDims;
 use crate::recipe::Transform;
 
 /// Elements that are encoded together, and that share one encode scale in every format.
 pub(super) const GROUP: usize = 16;
+
+/// Operands with fewer elements are worked on by the calling thread alone.
+pub(super) const PARALLEL_FROM: usize = 1 << 16;
 
 /// How an operand is cut into strips.
 #[derive(Clone, Copy, Debug)]

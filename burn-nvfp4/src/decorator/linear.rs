@@ -2,10 +2,10 @@
 //!
 //! The decision is the device's policy, read here once per call; carrying it out is
 //! [`engine::linear`](crate::engine::linear)'s work. Under `Nvfp4<Autodiff<B>>` only [`fprop`] is
-//! reached: the node that it records does the rest. Under `Autodiff<Nvfp4<B>>` Burn's own node calls
-//! the other three in backward, when the scope of the forward has closed, so they get the recipe of
-//! unnamed layers; and since they do not see the weight's dtype, gradients of half-precision
-//! activations come out as f32, the dtype of a master weight.
+//! reached: the node that it records does the rest. Under `Autodiff<Nvfp4<B>>` Burn's own node
+//! calls the other three in backward, when the scope of the forward has closed, so they get the
+//! recipe of unnamed layers; and since they do not see the weight's dtype, gradients of
+//! half-precision activations come out as f32, the dtype of a master weight.
 
 use burn_backend::tensor::FloatTensor;
 use burn_backend::{DType, Shape, TensorMetadata};
@@ -60,14 +60,19 @@ pub(crate) fn wgrad<B: Nvfp4Engine>(
 pub(crate) fn bias_grad<B: Nvfp4Engine>(output_grad: FloatTensor<B>) -> FloatTensor<B> {
     let plan = runtime::plan::<B>(&B::float_device(&output_grad));
     let dtype = output_grad.dtype();
-    let dtype = if plan.recipe.is_quantized() { master_dtype(dtype) } else { dtype };
+    let dtype = if plan.recipe.is_quantized() {
+        master_dtype(dtype)
+    } else {
+        dtype
+    };
     linear::bias_grad::<B>(output_grad, dtype)
 }
 
 /// The dtype of the parameters of a layer whose activations have `dtype`.
 fn master_dtype(dtype: DType) -> DType {
-    match dtype {
-        DType::F16 | DType::BF16 => DType::F32,
-        other => other,
+    if matches!(dtype, DType::F16 | DType::BF16) {
+        DType::F32
+    } else {
+        dtype
     }
 }

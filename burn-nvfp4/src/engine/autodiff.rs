@@ -36,7 +36,13 @@ impl<B: Nvfp4Engine, const N: usize> Backward<B, N> for QuantizedLinear {
 
     fn backward(self, ops: Ops<Saved<B>, N>, grads: &mut Gradients, _: &mut Checkpointer) {
         let dy = grads.consume::<B>(&ops.node);
-        let Saved { plan, kept, x, weight, bias } = ops.state;
+        let Saved {
+            plan,
+            kept,
+            x,
+            weight,
+            bias,
+        } = ops.state;
         let mut parents = ops.parents.into_iter();
         let (x_node, weight_node) = (parents.next().flatten(), parents.next().flatten());
 
@@ -98,18 +104,36 @@ fn record<B: Nvfp4Engine, C: CheckpointStrategy, const N: usize>(
     plan: LinearPlan,
 ) -> FloatTensor<Autodiff<B, C>> {
     // Each operand is needed for the gradient of the other.
-    let wanted = Wanted { weight: x.is_tracked(), x: weight.is_tracked() };
-    let (x, weight, bias) = (x.primitive, weight.primitive, bias.map(|bias| bias.primitive));
+    let wanted = match (x.is_tracked(), weight.is_tracked()) {
+        (true, true) => Wanted::Both,
+        (true, false) => Wanted::Weight,
+        (false, true) => Wanted::X,
+        (false, false) => Wanted::Nothing,
+    };
+    let (x, weight, bias) = (
+        x.primitive,
+        weight.primitive,
+        bias.map(|bias| bias.primitive),
+    );
     match prep.compute_bound().stateful() {
         OpsKind::Tracked(prep) => {
             let x_is = (x.shape(), x.dtype());
             let weight_is = (weight.shape(), weight.dtype());
             let bias_is = bias.as_ref().map(TensorMetadata::dtype);
             let (y, kept) = linear::fprop::<B>(x, weight, bias, &plan, wanted);
-            prep.finish(Saved { plan, kept, x: x_is, weight: weight_is, bias: bias_is }, y)
+            prep.finish(
+                Saved {
+                    plan,
+                    kept,
+                    x: x_is,
+                    weight: weight_is,
+                    bias: bias_is,
+                },
+                y,
+            )
         }
         OpsKind::UnTracked(prep) => {
-            prep.finish(linear::fprop::<B>(x, weight, bias, &plan, Wanted::NOTHING).0)
+            prep.finish(linear::fprop::<B>(x, weight, bias, &plan, Wanted::Nothing).0)
         }
     }
 }

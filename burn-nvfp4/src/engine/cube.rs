@@ -1,5 +1,5 @@
-//! CubeCL backends (`Wgpu`, `Vulkan`, `Metal`, `Cuda`, `Rocm`), with and without fusion: the portable
-//! defaults, on a host copy of each operand.
+//! CubeCL backends (`Wgpu`, `Vulkan`, `Metal`, `Cuda`, `Rocm`), with and without fusion: the
+//! portable defaults, on a host copy of each operand.
 
 use burn_backend::DeviceOps;
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};

@@ -10,6 +10,10 @@ use super::host::{HostMatrix, HostSlice, MemoryOrder};
 use super::{Nvfp4Engine, Support, linear};
 
 impl Nvfp4Engine for Flex {
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "the enum is Burn's; whatever else it gets is no float dtype"
+    )]
     fn read_matrix<R>(x: FloatTensor<Self>, read: impl FnOnce(HostMatrix<'_>) -> R) -> R {
         let (x, order) = dense(x);
         match x.dtype() {
@@ -54,5 +58,8 @@ fn matrix<'a, E: Element + Pod>(
 ) -> HostMatrix<'a> {
     let start = x.layout().start_offset();
     let data = &x.storage::<E>()[start..start + x.layout().num_elements()];
-    HostMatrix { order, ..HostMatrix::row_major(slice(data), x.layout().shape()) }
+    HostMatrix {
+        order,
+        ..HostMatrix::row_major(slice(data), x.layout().shape())
+    }
 }

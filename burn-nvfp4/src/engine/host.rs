@@ -63,7 +63,12 @@ impl<'a> HostMatrix<'a> {
     /// Views dense row-major data as `[leading dims flattened, last dim]`.
     pub fn row_major(data: HostSlice<'a>, shape: &Shape) -> Self {
         let (rows, cols) = flat_dims(shape);
-        Self { data, rows, cols, order: MemoryOrder::RowMajor }
+        Self {
+            data,
+            rows,
+            cols,
+            order: MemoryOrder::RowMajor,
+        }
     }
 
     fn quantize(self, request: &OperandRequest<'_>) -> PackedMatrix {
@@ -83,7 +88,11 @@ impl<'a> HostMatrix<'a> {
     }
 
     /// The data as a row-major view, and the axis of that view which `along` means.
-    fn view<E: Element>(&self, data: &'a [E], along: Contraction) -> (MatrixView<'a, E>, Contraction) {
+    fn view<E: Element>(
+        &self,
+        data: &'a [E],
+        along: Contraction,
+    ) -> (MatrixView<'a, E>, Contraction) {
         let (rows, cols, along) = match self.order {
             MemoryOrder::RowMajor => (self.rows, self.cols, along),
             MemoryOrder::ColumnMajor => (self.cols, self.rows, along.other()),
@@ -121,6 +130,10 @@ pub(super) fn flat_dims(shape: &Shape) -> (usize, usize) {
 }
 
 /// Hands data that was read from a device to `read`.
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "the enum is Burn's; whatever else it gets is no float dtype"
+)]
 pub(super) fn with_data<R>(
     data: &TensorData,
     shape: &Shape,
@@ -143,7 +156,10 @@ pub(super) fn quantize<B: Nvfp4Engine>(
     request: &OperandRequest<'_>,
 ) -> Operand<B> {
     if request.spec == OperandSpec::HighPrecision {
-        return Operand::HighPrecision { tensor: x, along: request.along };
+        return Operand::HighPrecision {
+            tensor: x,
+            along: request.along,
+        };
     }
     let device = B::float_device(&x);
     let watched = runtime::is_watched::<B>(&device);
@@ -200,7 +216,14 @@ fn decode<B: Nvfp4Engine>(operand: &Operand<B>) -> Arc<DecodedMatrix> {
                 Reading::AsPacked => (matrix.rows(), matrix.padded_k(), matrix.padded_k(), 1),
                 Reading::Transposed => (matrix.k(), matrix.rows(), 1, matrix.padded_k()),
             };
-            Arc::new(DecodedMatrix { values, rows, k, row_stride, k_stride, scale })
+            Arc::new(DecodedMatrix {
+                values,
+                rows,
+                k,
+                row_stride,
+                k_stride,
+                scale,
+            })
         }
         Operand::HighPrecision { tensor, along } => {
             Arc::new(B::read_matrix(tensor.clone(), |matrix| {

@@ -28,18 +28,27 @@ const FPROP: Stream = Stream::Other(0);
 /// Random bytes of a forward operand that backward reads along its other axis.
 const KEPT: Stream = Stream::Other(1);
 
-/// Which operands backward will need.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Wanted {
+/// Which operands backward will need: the weight if `X` has a gradient, `X` if the weight has one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wanted {
+    /// No backward.
+    Nothing,
     /// `W`, for dgrad.
-    pub(crate) weight: bool,
+    Weight,
     /// `X`, for wgrad.
-    pub(crate) x: bool,
+    X,
+    /// Both.
+    Both,
 }
 
 impl Wanted {
-    /// No backward.
-    pub(crate) const NOTHING: Self = Self { weight: false, x: false };
+    fn weight(self) -> bool {
+        matches!(self, Self::Weight | Self::Both)
+    }
+
+    fn x(self) -> bool {
+        matches!(self, Self::X | Self::Both)
+    }
 }
 
 /// What backward needs of forward, as dgrad and wgrad read it.
@@ -66,13 +75,21 @@ pub(crate) fn fprop<B: Nvfp4Engine>(
 
     let lhs = Shared::new(
         x.clone(),
-        Use { spec: recipe.fprop.lhs, along: Contraction::Columns, operand: "fprop.lhs" },
-        wanted.x.then(|| wgrad_x_use(plan)),
+        Use {
+            spec: recipe.fprop.lhs,
+            along: Contraction::Columns,
+            operand: "fprop.lhs",
+        },
+        wanted.x().then(|| wgrad_x_use(plan)),
     );
     let rhs = Shared::new(
         weight.clone(),
-        Use { spec: recipe.fprop.rhs, along: Contraction::Rows, operand: "fprop.rhs" },
-        wanted.weight.then(|| dgrad_weight_use(plan)),
+        Use {
+            spec: recipe.fprop.rhs,
+            along: Contraction::Rows,
+            operand: "fprop.rhs",
+        },
+        wanted.weight().then(|| dgrad_weight_use(plan)),
     );
     let kept = |rhs: &Shared<B>, lhs: &Shared<B>, weight, x| Kept {
         weight: rhs.kept(plan, weight),
@@ -81,11 +98,19 @@ pub(crate) fn fprop<B: Nvfp4Engine>(
 
     if !recipe.fprop.is_quantized() {
         let dtype = x.dtype();
-        let y = B::linear(x, cast::<B>(weight, dtype), bias.map(|bias| cast::<B>(bias, dtype)));
+        let y = B::linear(
+            x,
+            cast::<B>(weight, dtype),
+            bias.map(|bias| cast::<B>(bias, dtype)),
+        );
         return (y, kept(&rhs, &lhs, None, None));
     }
     let device = B::float_device(&x);
-    let output = Output { shape, dtype: x.dtype(), device: &device };
+    let output = Output {
+        shape,
+        dtype: x.dtype(),
+        device: &device,
+    };
     let (x, weight) = (lhs.now(plan), rhs.now(plan));
     let y = B::gemm(&x, &weight, bias, output);
     (y, kept(&rhs, &lhs, Some(&weight), Some(&x)))
@@ -105,7 +130,11 @@ pub(crate) fn dgrad<B: Nvfp4Engine>(
         return cast::<B>(B::linear_x_backward(weight, dy), dtype);
     }
     let device = B::float_device(&dy);
-    let output = Output { shape, dtype, device: &device };
+    let output = Output {
+        shape,
+        dtype,
+        device: &device,
+    };
     let dy = quantize_dy::<B>(dy, plan, dgrad_use(plan), Lifetime::OneGemm);
     B::gemm(&dy, weight, None, output)
 }
@@ -125,7 +154,11 @@ pub(crate) fn wgrad<B: Nvfp4Engine>(
         return B::linear_weight_backward(x, dy);
     }
     let device = B::float_device(&dy);
-    let output = Output { shape, dtype, device: &device };
+    let output = Output {
+        shape,
+        dtype,
+        device: &device,
+    };
     let dy = quantize_dy::<B>(dy, plan, wgrad_use(plan), Lifetime::OneGemm);
     B::gemm(x, &dy, None, output)
 }
@@ -157,12 +190,30 @@ pub(crate) fn backward<B: Nvfp4Engine>(
         let device = B::float_device(&dy);
         let dy = quantize_dy::<B>(dy, plan, rows, Lifetime::Kept);
         let (shape, dtype) = x;
-        let dx = B::gemm(&dy, kept_weight, None, Output { shape, dtype, device: &device });
+        let dx = B::gemm(
+            &dy,
+            kept_weight,
+            None,
+            Output {
+                shape,
+                dtype,
+                device: &device,
+            },
+        );
         let (shape, dtype) = weight;
-        let output = Output { shape, dtype, device: &device };
-        return (Some(dx), Some(B::gemm(kept_x, &dy.transposed(), None, output)));
+        let output = Output {
+            shape,
+            dtype,
+            device: &device,
+        };
+        return (
+            Some(dx),
+            Some(B::gemm(kept_x, &dy.transposed(), None, output)),
+        );
     }
-    let dx = kept.weight.map(|weight| dgrad::<B>(&weight, dy.clone(), plan, x));
+    let dx = kept
+        .weight
+        .map(|weight| dgrad::<B>(&weight, dy.clone(), plan, x));
     let dw = kept.x.map(|x| wgrad::<B>(&x, dy, plan, weight));
     (dx, dw)
 }
@@ -174,7 +225,11 @@ pub(crate) fn bias_grad<B: Backend>(dy: FloatTensor<B>, dtype: DType) -> FloatTe
 
 /// Converts unless the dtype is already right.
 pub(crate) fn cast<B: Backend>(tensor: FloatTensor<B>, dtype: DType) -> FloatTensor<B> {
-    if tensor.dtype() == dtype { tensor } else { B::float_cast(tensor, dtype.into()) }
+    if tensor.dtype() == dtype {
+        tensor
+    } else {
+        B::float_cast(tensor, dtype.into())
+    }
 }
 
 /// One use of a tensor as an operand.
@@ -193,7 +248,11 @@ impl Use {
         stream: Stream,
         lifetime: Lifetime,
     ) -> Operand<B> {
-        let Self { spec, along, operand } = self;
+        let Self {
+            spec,
+            along,
+            operand,
+        } = self;
         let request = OperandRequest {
             spec,
             along,
@@ -207,19 +266,35 @@ impl Use {
 }
 
 fn dgrad_weight_use(plan: &LinearPlan) -> Use {
-    Use { spec: plan.recipe.dgrad.rhs, along: Contraction::Columns, operand: "dgrad.rhs" }
+    Use {
+        spec: plan.recipe.dgrad.rhs,
+        along: Contraction::Columns,
+        operand: "dgrad.rhs",
+    }
 }
 
 fn wgrad_x_use(plan: &LinearPlan) -> Use {
-    Use { spec: plan.recipe.wgrad.lhs, along: Contraction::Rows, operand: "wgrad.lhs" }
+    Use {
+        spec: plan.recipe.wgrad.lhs,
+        along: Contraction::Rows,
+        operand: "wgrad.lhs",
+    }
 }
 
 fn dgrad_use(plan: &LinearPlan) -> Use {
-    Use { spec: plan.recipe.dgrad.lhs, along: Contraction::Columns, operand: "dgrad.lhs" }
+    Use {
+        spec: plan.recipe.dgrad.lhs,
+        along: Contraction::Columns,
+        operand: "dgrad.lhs",
+    }
 }
 
 fn wgrad_use(plan: &LinearPlan) -> Use {
-    Use { spec: plan.recipe.wgrad.rhs, along: Contraction::Rows, operand: "wgrad.rhs" }
+    Use {
+        spec: plan.recipe.wgrad.rhs,
+        along: Contraction::Rows,
+        operand: "wgrad.rhs",
+    }
 }
 
 fn quantize_dy<B: Nvfp4Engine>(
@@ -254,8 +329,13 @@ impl<B: Nvfp4Engine> Shared<B> {
     }
 
     fn now(&self, plan: &LinearPlan) -> Operand<B> {
-        let lifetime = if self.one_packing() { Lifetime::Kept } else { Lifetime::OneGemm };
-        self.now.quantize::<B>(self.tensor.clone(), plan, FPROP, lifetime)
+        let lifetime = if self.one_packing() {
+            Lifetime::Kept
+        } else {
+            Lifetime::OneGemm
+        };
+        self.now
+            .quantize::<B>(self.tensor.clone(), plan, FPROP, lifetime)
     }
 
     /// What backward needs; `packed` is what [`Self::now`] made, if it ran.
@@ -263,9 +343,7 @@ impl<B: Nvfp4Engine> Shared<B> {
         let later = self.later?;
         Some(match packed {
             Some(packed) if self.one_packing() => packed.transposed(),
-            _ => {
-                later.quantize::<B>(self.tensor.clone(), plan, KEPT, Lifetime::Kept)
-            }
+            _ => later.quantize::<B>(self.tensor.clone(), plan, KEPT, Lifetime::Kept),
         })
     }
 }

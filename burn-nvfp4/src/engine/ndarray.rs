@@ -17,6 +17,10 @@ where
     NdArrayTensor: From<SharedArray<E>>,
     NdArrayTensor: From<SharedArray<I>>,
 {
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "the enum is Burn's; whatever else it gets is no float dtype"
+    )]
     fn read_matrix<R>(x: FloatTensor<Self>, read: impl FnOnce(HostMatrix<'_>) -> R) -> R {
         /// Reads row-major and transposed 2-D arrays in place; any other layout is copied.
         macro_rules! read {
@@ -29,7 +33,12 @@ where
                 if let (2, Some(data)) = (view.ndim(), view.clone().reversed_axes().to_slice()) {
                     let order = MemoryOrder::ColumnMajor;
                     let data = $slice(data);
-                    return read(HostMatrix { data, rows: shape[0], cols: shape[1], order });
+                    return read(HostMatrix {
+                        data,
+                        rows: shape[0],
+                        cols: shape[1],
+                        order,
+                    });
                 }
                 let copy = view.as_standard_layout();
                 let data = copy.as_slice().expect("standard layout is one slice");

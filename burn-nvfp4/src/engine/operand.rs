@@ -74,9 +74,10 @@ impl<B: Backend> Operand<B> {
     #[must_use]
     pub fn transposed(&self) -> Self {
         match self {
-            Self::HighPrecision { tensor, along } => {
-                Self::HighPrecision { tensor: tensor.clone(), along: along.other() }
-            }
+            Self::HighPrecision { tensor, along } => Self::HighPrecision {
+                tensor: tensor.clone(),
+                along: along.other(),
+            },
             Self::Packed { matrix, reading } => Self::Packed {
                 matrix: matrix.clone(),
                 reading: match reading {

@@ -4,8 +4,8 @@ use burn::backend::NdArray;
 use burn_backend::tensor::FloatTensor;
 use burn_backend::{DType, Shape, TensorData};
 
-use super::linear::{Kept, Wanted, backward, fprop};
 use super::Nvfp4Engine;
+use super::linear::{Kept, Wanted, backward, fprop};
 use crate::recipe::{Recipe, presets};
 use crate::runtime::LinearPlan;
 use crate::scope::precision;
@@ -17,19 +17,30 @@ type Portable = crate::Nvfp4<NdArray>;
 impl<B: Nvfp4Engine> Nvfp4Engine for crate::Nvfp4<B> {}
 
 fn plan(recipe: Recipe) -> LinearPlan {
-    LinearPlan { recipe, layer: None, seed: 3, step: 5 }
+    LinearPlan {
+        recipe,
+        layer: None,
+        seed: 3,
+        step: 5,
+    }
 }
 
 fn tensor<B: Nvfp4Engine>(shape: [usize; 2], phase: f32) -> FloatTensor<B> {
     let wave = (0..shape[0] * shape[1]).map(|i| ((i as f32).mul_add(0.618, phase)).sin().powi(3));
-    B::float_from_data(TensorData::new(wave.collect::<Vec<f32>>(), shape), &Default::default())
+    B::float_from_data(
+        TensorData::new(wave.collect::<Vec<f32>>(), shape),
+        &Default::default(),
+    )
 }
 
 /// Output and gradients of one linear, as bits.
 fn run<B: Nvfp4Engine>(recipe: Recipe) -> [Vec<u32>; 3] {
     let ([tokens, d_input, d_output], plan) = ([40, 48, 24], plan(recipe));
-    let (x, w) = (tensor::<B>([tokens, d_input], 0.1), tensor::<B>([d_input, d_output], 0.2));
-    let all = Wanted { weight: true, x: true };
+    let (x, w) = (
+        tensor::<B>([tokens, d_input], 0.1),
+        tensor::<B>([d_input, d_output], 0.2),
+    );
+    let all = Wanted::Both;
     let (y, kept) = fprop::<B>(x, w, Some(bias::<B>(d_output)), &plan, all);
     let dy = tensor::<B>([tokens, d_output], 0.3);
     let is = |rows, cols| (Shape::new([rows, cols]), DType::F32);
@@ -38,7 +49,11 @@ fn run<B: Nvfp4Engine>(recipe: Recipe) -> [Vec<u32>; 3] {
         let data = burn_backend::read_sync(B::float_into_data(tensor)).expect("host data");
         data.iter::<f32>().map(f32::to_bits).collect()
     };
-    [bits(y), bits(dx.expect("x is tracked")), bits(dw.expect("w is tracked"))]
+    [
+        bits(y),
+        bits(dx.expect("x is tracked")),
+        bits(dw.expect("w is tracked")),
+    ]
 }
 
 fn bias<B: Nvfp4Engine>(len: usize) -> FloatTensor<B> {
@@ -58,8 +73,11 @@ fn the_portable_defaults_give_the_bits_of_the_engine_in_place() {
 
 /// Bytes that a node keeps for backward.
 fn kept_bytes(recipe: Recipe, [tokens, d_input, d_output]: [usize; 3]) -> [usize; 2] {
-    let (x, w) = (tensor::<NdArray>([tokens, d_input], 0.1), tensor::<NdArray>([d_input, d_output], 0.2));
-    let all = Wanted { weight: true, x: true };
+    let (x, w) = (
+        tensor::<NdArray>([tokens, d_input], 0.1),
+        tensor::<NdArray>([d_input, d_output], 0.2),
+    );
+    let all = Wanted::Both;
     let (_, Kept { weight, x }) = fprop::<NdArray>(x, w, None, &plan(recipe), all);
     [x, weight].map(|operand| operand.expect("both are kept").bytes())
 }
@@ -76,8 +94,11 @@ fn a_node_keeps_four_and_a_half_bits_of_an_activation_element() {
 
 #[test]
 fn a_constant_input_keeps_nothing_for_its_own_gradient() {
-    let (x, w) = (tensor::<NdArray>([32, 48], 0.1), tensor::<NdArray>([48, 16], 0.2));
-    let only_dw = Wanted { weight: false, x: true };
+    let (x, w) = (
+        tensor::<NdArray>([32, 48], 0.1),
+        tensor::<NdArray>([48, 16], 0.2),
+    );
+    let only_dw = Wanted::X;
     let (_, kept) = fprop::<NdArray>(x, w, None, &plan(presets::NVIDIA), only_dw);
     assert!(kept.weight.is_none() && kept.x.is_some());
 }

@@ -1,7 +1,7 @@
 //! E2M1, the element format of NVFP4 and MXFP4 (numerics §1).
 //!
-//! A code is four bits: the sign in bit 3, then the index into `0, 0.5, 1, 1.5, 2, 3, 4, 6`. There is
-//! no infinity and no NaN: everything beyond ±6 saturates.
+//! A code is four bits: the sign in bit 3, then the index into `0, 0.5, 1, 1.5, 2, 3, 4, 6`. There
+//! is no infinity and no NaN: everything beyond ±6 saturates.
 //!
 //! The special values follow NVIDIA's conversion instruction: a negative that rounds to zero keeps
 //! its sign (code 8), and NaN becomes +6 (code 7).

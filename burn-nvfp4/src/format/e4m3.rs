@@ -1,7 +1,7 @@
 //! E4M3 (the `fn` variant): NVFP4's block scales, FP8 elements (numerics §1).
 //!
-//! Sign, four exponent bits with bias 7, three mantissa bits; no infinity, NaN is `0x7F`/`0xFF`, the
-//! largest value is 448 and subnormals are multiples of 2^-9.
+//! Sign, four exponent bits with bias 7, three mantissa bits; no infinity, NaN is `0x7F`/`0xFF`,
+//! the largest value is 448 and subnormals are multiples of 2^-9.
 
 use super::minifloat::grid_index;
 
@@ -90,7 +90,7 @@ mod tests {
     #[test]
     fn ties_round_to_even_and_their_neighbours_to_nearest() {
         for byte in 0..0x7Eu8 {
-            let tie = ((value_by_definition(byte) + value_by_definition(byte + 1)) / 2.0) as f32;
+            let tie = (decode(byte) + decode(byte + 1)) / 2.0; // exact
             let even = byte + (byte & 1);
             assert_eq!(encode(tie), even, "tie above {byte:#04x}");
             assert_eq!(encode(tie.next_down()), byte);

@@ -50,7 +50,8 @@ const fn exponent(x: f32) -> i32 {
     (x.to_bits() >> 23) as i32
 }
 
-/// A biased exponent held to the bytes that name a power of two; an infinite amax takes the largest.
+/// A biased exponent held to the bytes that name a power of two; an infinite amax takes the
+/// largest.
 #[inline(always)]
 const fn from_exponent(amax: f32, biased: i32) -> u8 {
     let held = if biased < 0 { 0 } else { biased & 0xFF };

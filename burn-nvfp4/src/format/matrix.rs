@@ -2,117 +2,13 @@
 //!
 //! The layout is the same for every format: row-major `[rows, k]`, the contraction axis last and
 //! padded to whole blocks. All stored scales are decode scales: value = code x block scale x tensor
-//! scale. The matrix cannot be in a state that its accessors do not describe: every constructor goes
-//! through [`PackedMatrix::from_parts`], which checks lengths with checked arithmetic.
+//! scale. The matrix cannot be in a state that its accessors do not describe: every constructor
+//! goes through [`PackedMatrix::from_parts`], which checks lengths with checked arithmetic.
 
 use std::borrow::Cow;
 
-use super::{BlockShape, Fp8Scaling, packing};
+use super::{BlockShape, Format, Fp8Scaling, packing};
 use crate::error::QuantizeError;
-
-/// Which codes and which scales a [`PackedMatrix`] holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Format {
-    /// E2M1 codes, E4M3 block scales, f32 tensor or row scales.
-    Nvfp4 {
-        /// Which elements share a block scale.
-        block: BlockShape,
-    },
-    /// E2M1 codes, E8M0 scales of 1x32 blocks.
-    Mxfp4,
-    /// E4M3 codes, E8M0 scales of 1x32 blocks.
-    Mxfp8,
-    /// E4M3 codes, f32 scales.
-    Fp8 {
-        /// Which elements share a scale.
-        scaling: Fp8Scaling,
-    },
-}
-
-/// Height and length of a block: how many rows, how many neighbours along the contraction axis.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct BlockDims {
-    pub(crate) rows: usize,
-    pub(crate) k: usize,
-}
-
-impl Format {
-    /// Bits of one code.
-    pub const fn code_bits(self) -> usize {
-        match self {
-            Self::Nvfp4 { .. } | Self::Mxfp4 => 4,
-            Self::Mxfp8 | Self::Fp8 { .. } => 8,
-        }
-    }
-
-    /// Elements of a block along the contraction axis, to which `k` is padded; 1 without blocks.
-    pub const fn block_len(self) -> usize {
-        self.block_dims().k
-    }
-
-    pub(crate) const fn block_dims(self) -> BlockDims {
-        match self {
-            Self::Nvfp4 {
-                block: BlockShape::Row16,
-            } => BlockDims { rows: 1, k: 16 },
-            Self::Nvfp4 {
-                block: BlockShape::Tile16x16,
-            } => BlockDims { rows: 16, k: 16 },
-            Self::Mxfp4 | Self::Mxfp8 => BlockDims { rows: 1, k: 32 },
-            Self::Fp8 {
-                scaling: Fp8Scaling::Tensor,
-            } => BlockDims { rows: 1, k: 1 },
-            Self::Fp8 {
-                scaling: Fp8Scaling::Row128,
-            } => BlockDims { rows: 1, k: 128 },
-            Self::Fp8 {
-                scaling: Fp8Scaling::Tile128x128,
-            } => BlockDims { rows: 128, k: 128 },
-        }
-    }
-
-    const fn scale_type(self) -> &'static str {
-        match self {
-            Self::Nvfp4 { .. } => "E4M3",
-            Self::Mxfp4 | Self::Mxfp8 => "E8M0",
-            Self::Fp8 {
-                scaling: Fp8Scaling::Tensor,
-            } => "no",
-            Self::Fp8 {
-                scaling: Fp8Scaling::Row128 | Fp8Scaling::Tile128x128,
-            } => "f32",
-        }
-    }
-
-    /// Lengths of codes and block scales of a `[rows, k]` matrix, if they can be counted.
-    pub(crate) fn layout(self, rows: usize, k: usize) -> Option<Layout> {
-        let block = self.block_dims();
-        let padded_k = k.checked_next_multiple_of(block.k)?;
-        let elements = rows.checked_mul(padded_k)?;
-        let scales_per_row = padded_k / block.k;
-        let scales = match self {
-            Self::Fp8 {
-                scaling: Fp8Scaling::Tensor,
-            } => 0,
-            Self::Nvfp4 { .. } | Self::Mxfp4 | Self::Mxfp8 | Self::Fp8 { .. } => {
-                rows.div_ceil(block.rows).checked_mul(scales_per_row)?
-            }
-        };
-        Some(Layout {
-            padded_k,
-            codes: elements / (8 / self.code_bits()),
-            scales,
-        })
-    }
-}
-
-/// Lengths of the parts of a packed matrix.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Layout {
-    pub(crate) padded_k: usize,
-    pub(crate) codes: usize,
-    pub(crate) scales: usize,
-}
 
 /// Decode scales of the blocks, row-major, one row per row of blocks.
 #[derive(Clone, Debug, PartialEq)]
@@ -214,11 +110,12 @@ impl PackedMatrix {
     ///
     /// # Shapes
     /// `codes`: `[rows, padded_k]`, two codes to a byte for the 4-bit formats. `block_scales`:
-    /// `[ceil(rows / block rows), padded_k / block length]`. `tensor_scale.amax`: `[1]` or `[rows]`.
+    /// `[ceil(rows / block rows), padded_k / block length]`. `tensor_scale.amax`: `[1]` or
+    /// `[rows]`.
     ///
     /// # Errors
-    /// [`QuantizeError::PartLength`] or [`QuantizeError::ScaleType`] if a part does not fit the shape
-    /// and format, [`QuantizeError::TooLarge`] if the shape cannot be counted.
+    /// [`QuantizeError::PartLength`] or [`QuantizeError::ScaleType`] if a part does not fit the
+    /// shape and format, [`QuantizeError::TooLarge`] if the shape cannot be counted.
     pub fn from_parts(
         (rows, k): (usize, usize),
         format: Format,
@@ -282,8 +179,8 @@ impl PackedMatrix {
         self.format
     }
 
-    /// Codes, `[rows, padded_k / 2]` with the even index in the low nibble, or `[rows, padded_k]` for
-    /// the 8-bit formats.
+    /// Codes, `[rows, padded_k / 2]` with the even index in the low nibble, or `[rows, padded_k]`
+    /// for the 8-bit formats.
     pub fn codes(&self) -> &[u8] {
         &self.codes
     }
@@ -402,94 +299,4 @@ fn transpose_padded<T: Copy + Default>(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const TILE: Format = Format::Nvfp4 {
-        block: BlockShape::Tile16x16,
-    };
-    const ROW: Format = Format::Nvfp4 {
-        block: BlockShape::Row16,
-    };
-
-    fn tensor(amax: f32) -> TensorScale {
-        TensorScale {
-            amax: vec![amax],
-            q_max: 2688.0,
-        }
-    }
-
-    #[test]
-    fn parts_that_do_not_fit_are_named() {
-        let scales = |n| BlockScales::E4m3(vec![0; n]);
-        let parts = |codes, scales| {
-            PackedMatrix::from_parts((3, 20), ROW, vec![0; codes], scales, tensor(1.0))
-        };
-        assert!(parts(48, scales(6)).is_ok());
-        let error = parts(47, scales(6)).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "codes have length 47, the shape and format ask for 48"
-        );
-        assert!(
-            parts(48, scales(5))
-                .unwrap_err()
-                .to_string()
-                .starts_with("block scales")
-        );
-        assert!(matches!(
-            parts(48, BlockScales::None),
-            Err(QuantizeError::ScaleType { .. })
-        ));
-        let huge = (usize::MAX, 20);
-        let error = PackedMatrix::from_parts(huge, ROW, vec![], scales(0), tensor(1.0));
-        assert!(matches!(error, Err(QuantizeError::TooLarge { .. })));
-    }
-
-    #[test]
-    fn a_tile_matrix_transposes_and_back() {
-        let (rows, k) = (19, 40);
-        let mut codes = vec![0u8; rows * 48];
-        for row in 0..rows {
-            for col in 0..k {
-                codes[row * 48 + col] = u8::try_from((row * 7 + col) % 16).unwrap();
-            }
-        }
-        let scales = BlockScales::E4m3((1..=6).collect());
-        let matrix =
-            PackedMatrix::from_parts((rows, k), TILE, packing::pack(&codes), scales, tensor(2.0))
-                .unwrap();
-        let transposed = matrix.transpose().unwrap();
-        assert_eq!(
-            (transposed.rows(), transposed.k(), transposed.padded_k()),
-            (40, 19, 32)
-        );
-        assert_eq!(
-            transposed.block_scales(),
-            &BlockScales::E4m3(vec![1, 4, 2, 5, 3, 6])
-        );
-        let transposed_codes = packing::unpack(transposed.codes());
-        assert_eq!(transposed_codes[39 * 32 + 18], codes[18 * 48 + 39]);
-        assert_eq!(transposed.transpose().unwrap(), matrix);
-    }
-
-    #[test]
-    fn tile_scales_expand_to_rows() {
-        let scales = BlockScales::E4m3(vec![1, 2, 3, 4]);
-        let codes = vec![0; 17 * 16];
-        let matrix = PackedMatrix::from_parts((17, 32), TILE, codes, scales, tensor(1.0)).unwrap();
-        let rows = matrix.row_block_scales();
-        assert_eq!(rows.len(), 34);
-        assert_eq!(&rows[..2], [1, 2]);
-        assert_eq!(&rows[32..], [3, 4]);
-        assert_eq!(matrix.bytes(), 17 * 16 + 4 + 4);
-    }
-
-    #[test]
-    fn a_row_blocked_matrix_has_no_transpose() {
-        let scales = BlockScales::E4m3(vec![0]);
-        let matrix =
-            PackedMatrix::from_parts((1, 16), ROW, vec![0; 8], scales, tensor(1.0)).unwrap();
-        assert_eq!(matrix.transpose(), Err(QuantizeError::NotTransposable));
-    }
-}
+mod tests;

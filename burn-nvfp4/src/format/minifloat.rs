@@ -1,11 +1,11 @@
 //! Rounding to a small floating-point grid, shared by E2M1 and E4M3.
 //!
 //! Adding `2^(e + 23 - m)` to a number in `[2^e, 2^(e+1))` leaves `m` mantissa bits and rounds the
-//! rest to nearest, ties to even: the addition's own IEEE rounding does it. No branch, no table, and
-//! the loop around it vectorises.
+//! rest to nearest, ties to even: the addition's own IEEE rounding does it. No branch, no table,
+//! and the loop around it vectorises.
 
-/// Index of `a` on the grid with `mantissa_bits` bits and normals from `smallest_normal` up, rounded
-/// to nearest, ties to the even index; index 0 is zero.
+/// Index of `a` on the grid with `mantissa_bits` bits and normals from `smallest_normal` up,
+/// rounded to nearest, ties to the even index; index 0 is zero.
 ///
 /// `a` must be finite and not negative; `smallest_normal` a power of two.
 #[inline(always)]

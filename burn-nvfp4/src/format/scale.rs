@@ -1,7 +1,7 @@
 //! The scale formulas: from an amax to the scales (numerics §2, §6, §7).
 //!
-//! The only place where they stand. Every operation is one IEEE f32 operation, rounded to nearest, in
-//! the order written; algebraically equal forms pick other scales on some tensors.
+//! The only place where they stand. Every operation is one IEEE f32 operation, rounded to nearest,
+//! in the order written; algebraically equal forms pick other scales on some tensors.
 //!
 //! Two levels: the tensor scale brings the largest element to `q_max` = 6 x (448 or 256), and the
 //! E4M3 block scale brings the largest element of each block to 6.

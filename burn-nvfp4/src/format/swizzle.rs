@@ -1,8 +1,8 @@
-//! The order in which block-scaled tensor cores read block scales (numerics §2).
+//! The order in which block-scaled tensor cores read block scales (numerics §1).
 //!
-//! Tiles of 128 rows by 4 scales are stored one after the other, 512 bytes each; inside a tile, rows
-//! `r`, `r + 32`, `r + 64`, `r + 96` share 16 consecutive bytes. Shapes are padded up to whole tiles
-//! with zeros.
+//! Tiles of 128 rows by 4 scales are stored one after the other, 512 bytes each; inside a tile,
+//! rows `r`, `r + 32`, `r + 64`, `r + 96` share 16 consecutive bytes. Shapes are padded up to whole
+//! tiles with zeros.
 
 use crate::error::QuantizeError;
 

@@ -121,7 +121,8 @@ pub enum BlockError {
 pub enum ErrorArithmetic {
     /// f32 throughout, in the original domain.
     Exact,
-    /// Code times scale rounded to f16, in the scaled domain (`NVTE_NVFP4_4OVER6_ERR_USE_FAST_MATH`).
+    /// Code times scale rounded to f16, in the scaled domain
+    /// (`NVTE_NVFP4_4OVER6_ERR_USE_FAST_MATH`).
     Fast,
 }
 

@@ -249,15 +249,19 @@ fn decode(view: &TensorView<'_>) -> Option<Vec<f32>> {
             .chunks_exact(4)
             .map(|b| [b[0], b[1], b[2], b[3]])
     };
-    match view.dtype() {
-        Dtype::F32 => Some(words().map(f32::from_le_bytes).collect()),
-        Dtype::BF16 => Some(
+    let dtype = view.dtype();
+    if dtype == Dtype::F32 {
+        Some(words().map(f32::from_le_bytes).collect())
+    } else if dtype == Dtype::BF16 {
+        Some(
             halves()
                 .map(|bits| bf16::from_bits(bits).to_f32())
                 .collect(),
-        ),
-        Dtype::F16 => Some(halves().map(|bits| f16::from_bits(bits).to_f32()).collect()),
-        _ => None,
+        )
+    } else if dtype == Dtype::F16 {
+        Some(halves().map(|bits| f16::from_bits(bits).to_f32()).collect())
+    } else {
+        None
     }
 }
 

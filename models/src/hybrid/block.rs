@@ -23,6 +23,10 @@ pub struct Block<B: Backend> {
 
 /// The mixer of a block.
 #[derive(Module, Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a model has tens of blocks, and Burn derives no boxes"
+)]
 pub enum Mixer<B: Backend> {
     /// Letter `M`.
     Mamba(Mamba2<B>),

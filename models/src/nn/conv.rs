@@ -4,8 +4,9 @@
 //! before the first token stands the window of an earlier call, or zeros.
 //!
 //! Not Burn's `conv1d`: its weight gradient for grouped convolutions runs one small convolution
-//! per group, and here every channel is a group. K = 4 slices, products and sums of whole
-//! activations are few large operations on every backend, forward and backward.
+//! per group, and here every channel is a group. The sequences of a batch are laid end to end, each
+//! behind its window, so that every tap is one contiguous slice of all of them; rows that mix two
+//! sequences come out where the next window stood, and are dropped.
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
@@ -46,16 +47,27 @@ impl<B: Backend> CausalConv1d<B> {
         let taps = weight.dims()[2];
         let window =
             window.unwrap_or_else(|| Tensor::zeros([batch, taps - 1, channels], (&device, dtype)));
-        let history = Tensor::cat(vec![window, x], 1);
-        let weight = weight.cast(dtype).permute([1, 2, 0]); // [1, taps, channels]
+        let history = Tensor::cat(vec![window, x], 1); // [batch, taps - 1 + seq, channels]
+        let rows = batch * (taps - 1 + seq);
+        let end_to_end = history.clone().reshape([rows, channels]);
+        let weight = weight
+            .cast(dtype)
+            .permute([1, 2, 0])
+            .reshape([taps, channels]);
         let y = (0..taps)
-            .map(|k| history.clone().narrow(1, k, seq) * weight.clone().narrow(1, k, 1))
+            .map(|k| {
+                let shifted = end_to_end.clone().narrow(0, k, rows - (taps - 1));
+                shifted * weight.clone().narrow(0, k, 1)
+            })
             .reduce(|sum, term| sum + term)
             .expect("the configuration has at least two taps");
         let y = match &self.bias {
             Some(bias) => y + bias.val().cast(dtype).unsqueeze(),
             None => y,
         };
+        let dropped = Tensor::zeros([taps - 1, channels], (&device, dtype));
+        let y = Tensor::cat(vec![y, dropped], 0).reshape([batch, taps - 1 + seq, channels]);
+        let y = y.narrow(1, 0, seq);
         (y, history.narrow(1, seq, taps - 1))
     }
 }

@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use burn::backend::NdArray;
+use burn::backend::ndarray::NdArrayDevice;
 use burn::tensor::backend::Backend;
-use burn::tensor::{BasicOps, Int, Tensor, TensorData};
+use burn::tensor::{BasicOps, DType, Int, Tensor, TensorData};
 use safetensors::tensor::{Dtype, SafeTensors};
 
 /// The folder of the fixtures: `NEMOTRON_FIXTURES`, or the committed ones.
@@ -143,4 +145,19 @@ fn numbers<const W: usize>(bytes: &[u8], decode: impl Fn([u8; W]) -> f64) -> Vec
         .chunks_exact(W)
         .map(|chunk| decode(chunk.try_into().unwrap()))
         .collect()
+}
+
+/// The CPU device for a test on `NdArray<f64>`.
+///
+/// Burn 0.21 keeps one default float dtype per device, set by the first backend that uses it. All
+/// tests share a process, so an f64 test that came first would turn the f32 tests into f64 ones.
+pub(crate) fn f64_device() -> NdArrayDevice {
+    let device = NdArrayDevice::Cpu;
+    let settled = Tensor::<NdArray<f32>, 1>::zeros([1], &device);
+    assert_eq!(
+        settled.dtype(),
+        DType::F32,
+        "an f64 test ran without f64_device"
+    );
+    device
 }

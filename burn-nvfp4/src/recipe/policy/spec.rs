@@ -76,7 +76,7 @@ impl Default for Extent {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum WhenUnmatched {
-    /// A mistake: [`Policy::check_layers`] reports it.
+    /// A mistake: [`Policy::check_layers`](super::Policy::check_layers) reports it.
     #[default]
     Error,
     /// Nothing: the pattern is for models that have such layers.
@@ -99,7 +99,8 @@ pub struct Override {
 
 /// A policy as configs spell it.
 ///
-/// [`Policy`] is the checked form, in which patterns are compiled; it serializes as this.
+/// [`Policy`](super::Policy) is the checked form, in which patterns are compiled; it serializes as
+/// this.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PolicySpec {

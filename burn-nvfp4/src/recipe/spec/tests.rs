@@ -29,7 +29,10 @@ fn a_spec_is_spelled_as_it_reads() {
     let written = serde_json::to_string(&NVIDIA.wgrad.rhs).unwrap();
     assert_eq!(
         written,
-        r#"{"format":"nvfp4","block":"row16","scale":{"rule":"tensor"},"rounding":"stochastic","transform":{"kind":"hadamard","signs":55272}}"#
+        concat!(
+            r#"{"format":"nvfp4","block":"row16","scale":{"rule":"tensor"},"#,
+            r#""rounding":"stochastic","transform":{"kind":"hadamard","signs":55272}}"#
+        )
     );
     let written = serde_json::to_string(&FOUR_OVER_SIX).unwrap();
     assert_eq!(

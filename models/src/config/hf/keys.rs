@@ -37,6 +37,30 @@ impl Raw {
         }
     }
 
+    fn natural(&self) -> Option<u64> {
+        if let Self::Natural(value) = self {
+            Some(*value)
+        } else {
+            None
+        }
+    }
+
+    fn text(&self) -> Option<&str> {
+        if let Self::Text(text) = self {
+            Some(text)
+        } else {
+            None
+        }
+    }
+
+    fn list(&self) -> Option<&[Self]> {
+        if let Self::List(values) = self {
+            Some(values)
+        } else {
+            None
+        }
+    }
+
     /// A value for an error message.
     fn show(&self) -> String {
         match self {
@@ -117,10 +141,7 @@ impl Keys {
     }
 
     fn get_size(&self, aliases: &[&str]) -> Result<Option<usize>, ConfigError> {
-        let natural = |raw: &Raw| match raw {
-            Raw::Natural(value) => usize::try_from(*value).ok(),
-            _ => None,
-        };
+        let natural = |raw: &Raw| usize::try_from(raw.natural()?).ok();
         Ok(self
             .get(aliases, "a whole number", natural)?
             .map(|(_, size)| size))
@@ -148,16 +169,17 @@ impl Keys {
         &self,
         aliases: &[&'a str],
     ) -> Result<Option<(&'a str, Vec<f64>)>, ConfigError> {
-        self.get(aliases, "a list of numbers", |raw| match raw {
-            Raw::List(values) => values.iter().map(Raw::real).collect(),
-            _ => None,
-        })
+        let reals = |raw: &Raw| raw.list()?.iter().map(Raw::real).collect();
+        self.get(aliases, "a list of numbers", reals)
     }
 
     pub(super) fn flag_or(&self, aliases: &[&str], default: bool) -> Result<bool, ConfigError> {
-        let flag = |raw: &Raw| match raw {
-            Raw::Flag(value) => Some(*value),
-            _ => None,
+        let flag = |raw: &Raw| {
+            if let Raw::Flag(value) = raw {
+                Some(*value)
+            } else {
+                None
+            }
         };
         Ok(self
             .get(aliases, "true or false", flag)?
@@ -165,24 +187,15 @@ impl Keys {
     }
 
     pub(super) fn text(&self, key: &str) -> Result<Option<&str>, ConfigError> {
-        let text = |raw| match raw {
-            &Raw::Text(ref value) => Some(value.as_str()),
-            _ => None,
-        };
-        Ok(self.get(&[key], "a string", text)?.map(|(_, text)| text))
+        Ok(self
+            .get(&[key], "a string", Raw::text)?
+            .map(|(_, text)| text))
     }
 
     pub(super) fn texts(&self, key: &str) -> Result<Option<Vec<&str>>, ConfigError> {
-        let texts = |raw| match raw {
-            &Raw::List(ref values) => values
-                .iter()
-                .map(|value| match value {
-                    Raw::Text(text) => Some(text.as_str()),
-                    _ => None,
-                })
-                .collect(),
-            _ => None,
-        };
+        fn texts(raw: &Raw) -> Option<Vec<&str>> {
+            raw.list()?.iter().map(Raw::text).collect()
+        }
         Ok(self
             .get(&[key], "a list of strings", texts)?
             .map(|(_, texts)| texts))
@@ -196,9 +209,9 @@ impl Keys {
 
     /// One token id, or a list of them.
     pub(super) fn tokens_or(&self, key: &str, default: u32) -> Result<Vec<u32>, ConfigError> {
-        let tokens = |raw: &Raw| match raw {
-            Raw::List(values) => values.iter().map(token).collect(),
-            one => token(one).map(|id| vec![id]),
+        let tokens = |raw: &Raw| match raw.list() {
+            Some(values) => values.iter().map(token).collect(),
+            None => token(raw).map(|id| vec![id]),
         };
         let tokens = self.get(&[key], "a token id or a list of them", tokens)?;
         Ok(tokens.map_or(vec![default], |(_, ids)| ids))
@@ -239,8 +252,5 @@ impl Keys {
 }
 
 fn token(raw: &Raw) -> Option<u32> {
-    match raw {
-        Raw::Natural(value) => u32::try_from(*value).ok(),
-        _ => None,
-    }
+    u32::try_from(raw.natural()?).ok()
 }

@@ -110,6 +110,10 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<Success, Fai
 
 /// clap's message without its colours, its usage block and its line breaks.
 fn usage_line(error: &clap::Error) -> String {
+    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        let hint = "a command is needed, e.g. `nvfp4 train`; `nvfp4 --help` lists them";
+        return hint.to_owned();
+    }
     let text = error.render().to_string();
     let lines = text.lines().take_while(|line| {
         !line.starts_with("Usage:") && !line.starts_with("For more information")
@@ -118,16 +122,8 @@ fn usage_line(error: &clap::Error) -> String {
         .flat_map(str::split_whitespace)
         .collect::<Vec<_>>()
         .join(" ");
-    let line = line.strip_prefix("error: ").unwrap_or(&line).to_owned();
-    let hint = match error.kind() {
-        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-            return "a command is needed, e.g. \
-             `nvfp4 train`; `nvfp4 --help` lists them"
-                .to_owned();
-        }
-        _ => "; see `nvfp4 train --help`",
-    };
-    line + hint
+    let line = line.strip_prefix("error: ").unwrap_or(&line);
+    format!("{line}; see `nvfp4 train --help`")
 }
 
 /// Writes a line to stderr; nobody is left to tell if that fails.

@@ -1,6 +1,8 @@
 //! The command as a user meets it: exit codes, one line per error, nothing overwritten, Ctrl-C, a
 //! full disk. Every test runs the binary in a folder of its own.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -148,8 +150,12 @@ fn what_is_wrong_with_the_command_line_or_a_configuration_exits_with_2() {
         desk.write(name, model.replacen(from, to, 1).as_bytes());
     };
     change("zero.json", "\"hidden_size\": 32", "\"hidden_size\": 0");
-    change("huge.json", "\"hidden_size\": 32", "\"hidden_size\": 1099511627776");
-    change("letter.json", "\"mamba\"", "\"wavelet\"");
+    change(
+        "huge.json",
+        "\"hidden_size\": 32",
+        "\"hidden_size\": 1099511627776",
+    );
+    change("letter.json", "\"linear_attention\"", "\"wavelet\"");
     change("missing.json", "\"head_dim\"", "\"no_head_dim\"");
     desk.write("half.json", &model.as_bytes()[..model.len() / 2]);
     let before = desk.snapshot();

@@ -375,7 +375,7 @@ impl Prepared {
             .map_err(|error| Failure::Error(format!("{}: {error:#}", picture.display())))?;
         say(&report::summary(
             &line,
-            &self.config.precision.recipe_name(),
+            self.config.precision.recipe_name(),
             self.directory.path(),
         ));
         self.sample(model, device)

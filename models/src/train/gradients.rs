@@ -103,13 +103,22 @@ pub fn find_non_finite<B: AutodiffBackend, M: AutodiffModule<B>>(
             if self.value.is_none() && !finite(param.val().inner()) {
                 self.value = Some(format!("the value of {}", self.path.name()));
             }
-            if self.grads.get::<B::InnerBackend, D>(param.id).is_some_and(|grad| !finite(grad)) {
+            if self
+                .grads
+                .get::<B::InnerBackend, D>(param.id)
+                .is_some_and(|grad| !finite(grad))
+            {
                 self.gradient = Some(format!("the gradient of {}", self.path.name()));
             }
         }
     }
     let path = FieldPath::default();
-    let mut search = Search { grads, path, value: None, gradient: None };
+    let mut search = Search {
+        grads,
+        path,
+        value: None,
+        gradient: None,
+    };
     model.visit(&mut search);
     search.value.or(search.gradient)
 }

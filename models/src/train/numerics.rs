@@ -6,7 +6,7 @@ use burn::tensor::backend::Backend;
 use burn_nvfp4::recipe::{Policy, Progress, RecipeError, presets};
 
 /// How the arithmetic of a backend follows the run.
-pub trait Numerics: Debug {
+pub trait Numerics: Debug + Send + Sync {
     /// Called before each step: `step` of `total`, counted from 0. Random bits and a policy that
     /// changes over the run depend on nothing else.
     fn begin_step(&self, step: u64, total: u64);

@@ -23,13 +23,13 @@ fn two_micro_batches_equal_one_of_double_size() {
         run.go::<Autodiff<NdArray>>(Box::new(Unquantized), None, &Interrupter::new())
             .unwrap();
         let lines = burn_nvfp4_models::train::log::read(&run.directory.path().join("log.jsonl"));
-        let losses = lines.unwrap().into_iter().filter_map(|line| match line {
-            LogLine::Step {
-                loss, grad_norm, ..
-            } => Some((loss, grad_norm)),
-            _ => None,
-        });
-        losses.collect::<Vec<_>>()
+        let mut losses = Vec::new();
+        for line in lines.unwrap() {
+            if let LogLine::Step { loss, grad_norm, .. } = line {
+                losses.push((loss, grad_norm));
+            }
+        }
+        losses
     };
     // The order of the data is by window, so both runs see the same windows in each step.
     let (one, two) = (

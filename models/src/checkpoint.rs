@@ -1,10 +1,11 @@
-//! Models on disk.
+//! Models on disk: [`hf`] in the published layout, [`run`] with all that a run continues from.
 
 use std::path::{Path, PathBuf};
 
 use crate::config::ConfigError;
 
 pub mod hf;
+pub mod run;
 
 /// Why a checkpoint could not be read or written.
 #[derive(Debug, thiserror::Error)]

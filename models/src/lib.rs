@@ -1,6 +1,11 @@
-//! Models.
+//! The Nemotron-H hybrid on Burn, and what trains it in NVFP4.
 
+pub mod durable;
 pub mod config;
+pub mod data;
 pub mod nn;
 pub mod hybrid;
 pub mod checkpoint;
+pub mod generate;
+pub mod train;
+pub mod cli;

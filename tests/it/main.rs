@@ -10,3 +10,5 @@ mod golden;
 mod linear;
 mod transparency;
 mod hybrid;
+mod data;
+mod train;

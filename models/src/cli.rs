@@ -1,0 +1,132 @@
+//! The command line: arguments, backends, paths, the environment, the terminal.
+//!
+//! Exit codes: 0, 2 for what is wrong with the command line or a configuration, 130 after Ctrl-C
+//! (with a checkpoint), 1 for the rest. An error is one line on stderr that begins with `error: `.
+
+pub mod args;
+pub mod sources;
+pub mod signal;
+pub mod plot;
+pub mod report;
+pub mod backend;
+pub mod train;
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use clap::Parser;
+use clap::error::ErrorKind;
+
+use args::{Arguments, Command};
+
+/// How a command ended, other than well.
+#[derive(Debug)]
+pub enum Failure {
+    /// The command line or a configuration is wrong.
+    Usage(String),
+    /// Anything else.
+    Error(String),
+}
+
+impl Failure {
+    /// A failure of the second kind from any error, causes included.
+    pub fn error(error: impl Into<anyhow::Error>) -> Self {
+        Self::Error(format!("{:#}", error.into()))
+    }
+
+    /// A failure of the first kind from any error, causes included.
+    pub fn usage(error: impl Into<anyhow::Error>) -> Self {
+        Self::Usage(format!("{:#}", error.into()))
+    }
+}
+
+/// How a command ended well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Success {
+    /// It did everything.
+    Done,
+    /// It was interrupted and saved its state.
+    Interrupted,
+}
+
+/// Runs the command with the arguments of the process.
+pub fn main() -> ExitCode {
+    let panicked = std::sync::Arc::new(AtomicBool::new(false));
+    let seen = panicked.clone();
+    // A panic is a bug, but its report is one line too, and only the first one: a worker's panic
+    // makes others.
+    std::panic::set_hook(Box::new(move |info| {
+        if !seen.swap(true, Ordering::SeqCst) {
+            let place = info
+                .location()
+                .map(|at| format!(" ({}:{})", at.file(), at.line()));
+            let message = info.payload_as_str().unwrap_or("no message");
+            say(&format!(
+                "error: internal error: {message}{}",
+                place.unwrap_or_default()
+            ));
+        }
+    }));
+    match std::panic::catch_unwind(|| run(std::env::args_os())) {
+        Ok(Ok(Success::Done)) => ExitCode::SUCCESS,
+        Ok(Ok(Success::Interrupted)) => ExitCode::from(130),
+        Ok(Err(Failure::Usage(message))) => {
+            say(&format!("error: {message}"));
+            ExitCode::from(2)
+        }
+        Ok(Err(Failure::Error(message))) => {
+            say(&format!("error: {message}"));
+            ExitCode::FAILURE
+        }
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+/// Runs the command with these arguments, program name first.
+///
+/// # Errors
+/// [`Failure`], one line each.
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<Success, Failure> {
+    let arguments = match Arguments::try_parse_from(arguments) {
+        Ok(arguments) => arguments,
+        Err(error)
+            if matches!(
+                error.kind(),
+                ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
+            ) =>
+        {
+            // A closed stdout is no reason to fail.
+            let _ = error.print();
+            return Ok(Success::Done);
+        }
+        Err(error) => return Err(Failure::Usage(usage_line(&error))),
+    };
+    match arguments.command {
+        Command::Train(arguments) => train::train(&arguments),
+    }
+}
+
+/// clap's message without its colours, its usage block and its line breaks.
+fn usage_line(error: &clap::Error) -> String {
+    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        let hint = "a command is needed, e.g. `nvfp4 train`; `nvfp4 --help` lists them";
+        return hint.to_owned();
+    }
+    let text = error.render().to_string();
+    let lines = text.lines().take_while(|line| {
+        !line.starts_with("Usage:") && !line.starts_with("For more information")
+    });
+    let line = lines
+        .flat_map(str::split_whitespace)
+        .collect::<Vec<_>>()
+        .join(" ");
+    let line = line.strip_prefix("error: ").unwrap_or(&line);
+    format!("{line}; see `nvfp4 train --help`")
+}
+
+/// Writes a line to stderr; nobody is left to tell if that fails.
+fn say(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}

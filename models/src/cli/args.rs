@@ -1,0 +1,137 @@
+//! The arguments of the command.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+use burn_nvfp4::recipe::{RecipeError, presets};
+use clap::{Args, Parser, Subcommand};
+
+use crate::train::config::{BackendName, ModelSource, TrainConfig};
+
+/// Trains hybrid Mamba-Transformer models in NVFP4.
+#[derive(Debug, Parser)]
+#[command(name = "nvfp4", version)]
+pub struct Arguments {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Pretrain a hybrid model. Without arguments: a 1 M-parameter model on the Rust sources of the
+    /// locked dependencies, in about three minutes on two cores.
+    ///
+    /// Ctrl-C saves a checkpoint and exits with code 130; a second one exits at once. In the full
+    /// screen display, q and then s does the same.
+    Train(Box<TrainArgs>),
+}
+
+/// Arguments of `nvfp4 train`; each overrides one field of the configuration.
+#[derive(Clone, Debug, Default, Args)]
+pub struct TrainArgs {
+    /// Configuration of the run (TOML); without it the built-in configs/default.toml.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// A text file, or a folder of text files.
+    #[arg(long, value_name = "PATH")]
+    pub data: Option<PathBuf>,
+    /// A Hugging Face tokenizer.json instead of bytes.
+    #[arg(long, value_name = "FILE")]
+    pub tokenizer: Option<PathBuf>,
+    /// Model size by name, e.g. tiny-1m.
+    #[arg(long, value_name = "PRESET", conflicts_with = "model_config")]
+    pub model: Option<String>,
+    /// Model dimensions from a Hugging Face config.json.
+    #[arg(long, value_name = "FILE")]
+    pub model_config: Option<PathBuf>,
+    /// Recipe of the quantized layers, e.g. nvidia, or high_precision for none.
+    #[arg(long, value_name = "NAME")]
+    pub recipe: Option<String>,
+    /// Which layers are quantized, e.g. paper.
+    #[arg(long, value_name = "NAME")]
+    pub policy: Option<String>,
+    /// What runs the tensors.
+    #[arg(long, value_enum)]
+    pub backend: Option<BackendName>,
+    /// Optimizer steps.
+    #[arg(long, value_name = "N")]
+    pub steps: Option<u64>,
+    /// Sequences in a micro-batch.
+    #[arg(long, value_name = "N")]
+    pub batch_size: Option<NonZeroUsize>,
+    /// Tokens in a sequence.
+    #[arg(long, value_name = "N")]
+    pub seq_len: Option<NonZeroUsize>,
+    /// Micro-batches whose gradients are averaged into one step.
+    #[arg(long, value_name = "N")]
+    pub accumulate: Option<NonZeroUsize>,
+    /// Peak learning rate; the last one keeps its ratio to it.
+    #[arg(long, value_name = "RATE")]
+    pub lr: Option<f64>,
+    /// Seed of initial values, data order and random rounding.
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// Steps between validations.
+    #[arg(long, value_name = "N")]
+    pub eval_every: Option<u64>,
+    /// Steps between checkpoints.
+    #[arg(long, value_name = "N")]
+    pub save_every: Option<u64>,
+    /// Directory of the run; runs/<name> if absent.
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Continue the run in its directory from the latest checkpoint, or from that of a step.
+    #[arg(long, value_name = "STEP", num_args = 0..=1, require_equals = true)]
+    pub resume: Option<Option<u64>>,
+    /// Plain lines instead of the full-screen display.
+    #[arg(long)]
+    pub plain: bool,
+    /// Steps between plain lines.
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    pub log_every: usize,
+}
+
+impl TrainArgs {
+    /// Puts the given arguments into a configuration.
+    ///
+    /// # Errors
+    /// A recipe that there is not.
+    pub fn apply(&self, config: &mut TrainConfig) -> Result<(), RecipeError> {
+        fn set<T: Clone>(field: &mut T, argument: &Option<T>) {
+            if let Some(value) = argument {
+                field.clone_from(value);
+            }
+        }
+        if let Some(preset) = &self.model {
+            config.model = ModelSource::Preset(preset.clone());
+        }
+        if let Some(path) = &self.model_config {
+            config.model = ModelSource::Config(path.clone());
+        }
+        if self.data.is_some() {
+            config.data.path.clone_from(&self.data);
+        }
+        if self.tokenizer.is_some() {
+            config.data.tokenizer.clone_from(&self.tokenizer);
+        }
+        if let Some(peak) = self.lr {
+            config.schedule.last *= peak / config.schedule.peak;
+            config.schedule.peak = peak;
+        }
+        if let Some(name) = &self.recipe {
+            config.precision.recipe = presets::by_name(name)?.recipe;
+        }
+        set(&mut config.precision.policy, &self.policy);
+        set(&mut config.precision.backend, &self.backend);
+        set(&mut config.steps, &self.steps);
+        set(&mut config.batch.sequences, &self.batch_size);
+        set(&mut config.batch.length, &self.seq_len);
+        set(&mut config.batch.accumulate, &self.accumulate);
+        set(&mut config.seed, &self.seed);
+        set(&mut config.validation.every, &self.eval_every);
+        set(&mut config.checkpoint.every, &self.save_every);
+        Ok(())
+    }
+}

@@ -1,0 +1,140 @@
+//! Text in, batches of token windows out: [`source`] gathers files, [`tokenizer`] turns text into
+//! ids, [`tokens`] keeps them in a memory-mapped file, [`batches`] cuts windows by position.
+//!
+//! No model types and no state: which tokens a micro-batch holds is a function of the seed, the
+//! step and the index of the micro-batch alone, so a resumed run reads what the first would have.
+
+pub mod fingerprint;
+pub mod tokenizer;
+pub mod source;
+pub mod floors;
+pub mod tokens;
+pub mod batches;
+
+use std::io;
+use std::path::PathBuf;
+
+pub use batches::{BatchShape, TokenBatch, TrainBatches, ValidationBatches};
+pub use floors::{ByteCounts, Floors};
+pub use source::Corpus;
+pub use tokenizer::Tokenizer;
+pub use tokens::{Split, TokenFile};
+
+/// What is wrong with the data of a run.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DataError {
+    /// Nothing at the path.
+    #[error("{}: no such file or folder; --data takes a text file or a folder of them", path.display())]
+    Missing {
+        /// What was asked for.
+        path: PathBuf,
+    },
+    /// The operating system refused.
+    #[error("{}: cannot {action}: {source}", path.display())]
+    Io {
+        /// What was touched.
+        path: PathBuf,
+        /// What was tried, e.g. `read`.
+        action: &'static str,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A file without a byte.
+    #[error("{}: the file is empty; text to train on is needed", path.display())]
+    Empty {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Not text.
+    #[error(
+        "{}: not text: {what} at byte {offset}; plain UTF-8 text is needed", path.display()
+    )]
+    Binary {
+        /// The file.
+        path: PathBuf,
+        /// What was found, e.g. `a NUL byte`.
+        what: &'static str,
+        /// Where.
+        offset: usize,
+    },
+    /// A folder in which nothing can be used.
+    #[error("{}: no text file in this folder ({skipped}); plain UTF-8 text is needed", path.display())]
+    NoText {
+        /// The folder.
+        path: PathBuf,
+        /// What was passed over.
+        skipped: source::Skipped,
+    },
+    /// Fewer tokens than one window.
+    #[error(
+        "{}: the {split} part has {tokens} tokens, one sequence needs {needed}; give more text or \
+         a shorter sequence", path.display()
+    )]
+    TooShort {
+        /// The data.
+        path: PathBuf,
+        /// `training` or `validation`.
+        split: Split,
+        /// How many tokens there are.
+        tokens: u64,
+        /// How many one window takes.
+        needed: u64,
+    },
+    /// A tokenizer file that cannot be used.
+    #[error("{}: not a usable tokenizer.json: {reason}", path.display())]
+    Tokenizer {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
+    },
+    /// Text that the tokenizer refuses.
+    #[error("{}: the tokenizer cannot encode it: {reason}", path.display())]
+    Encode {
+        /// The text.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
+    },
+    /// Ids that the model has no embedding for.
+    #[error(
+        "the tokenizer has {tokenizer} ids and the model a vocabulary of {model}; \
+         the model needs at least {tokenizer}"
+    )]
+    Vocabulary {
+        /// Ids of the tokenizer.
+        tokenizer: usize,
+        /// Rows of the embedding.
+        model: usize,
+    },
+    /// A token file that is not as it was written.
+    #[error("{}: damaged token file: {reason}; delete it and it is made anew", path.display())]
+    Damaged {
+        /// The token file.
+        path: PathBuf,
+        /// What does not hold.
+        reason: String,
+    },
+}
+
+impl DataError {
+    /// Wraps an I/O error with what was tried on which path.
+    pub(crate) fn io(
+        path: impl Into<PathBuf>,
+        action: &'static str,
+    ) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| {
+            if action == "read" && source.kind() == io::ErrorKind::NotFound {
+                Self::Missing { path }
+            } else {
+                Self::Io {
+                    path,
+                    action,
+                    source,
+                }
+            }
+        }
+    }
+}

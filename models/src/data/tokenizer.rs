@@ -1,0 +1,217 @@
+//! Text to ids and back: bytes by default, or a Hugging Face `tokenizer.json`.
+//!
+//! Documents are separated by one id. For bytes it is 0: text never holds a NUL ([`super::source`]
+//! passes such files over), so the vocabulary stays at 256, a multiple of 16. For a tokenizer file it
+//! is the first of [`SEPARATORS`] that it knows; without one, documents follow each other directly.
+
+use std::path::{Path, PathBuf};
+
+use super::{DataError, fingerprint::Fingerprint};
+
+/// Names of an end-of-document token, the most specific first.
+const SEPARATORS: [&str; 6] = [
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "<|eot|>",
+    "</s>",
+    "<eos>",
+    "[SEP]",
+];
+
+/// A long text is encoded in pieces that end at a line end after at least this many bytes: merges
+/// never cross such a line end in practice, and memory stays bounded.
+const PIECE: usize = 1 << 20;
+
+/// How text becomes ids.
+#[derive(Debug)]
+pub enum Tokenizer {
+    /// Every byte is its own id.
+    Bytes,
+    /// A Hugging Face tokenizer.
+    File(Box<HuggingFace>),
+}
+
+/// A tokenizer that was read from a `tokenizer.json`.
+#[derive(Debug)]
+pub struct HuggingFace {
+    inner: tokenizers::Tokenizer,
+    fingerprint: u64,
+    separator: Option<u32>,
+    path: PathBuf,
+}
+
+impl Tokenizer {
+    /// Reads a `tokenizer.json`.
+    ///
+    /// # Errors
+    /// [`DataError::Missing`] or [`DataError::Io`] if it cannot be read, [`DataError::Tokenizer`] if
+    /// it is none.
+    pub fn from_file(path: &Path) -> Result<Self, DataError> {
+        let bytes = std::fs::read(path).map_err(DataError::io(path, "read"))?;
+        let unusable = |reason: String| DataError::Tokenizer {
+            path: path.to_owned(),
+            reason: one_line(&reason),
+        };
+        let inner = tokenizers::Tokenizer::from_bytes(&bytes)
+            .map_err(|error| unusable(error.to_string()))?;
+        if inner.get_vocab_size(true) == 0 {
+            return Err(unusable("its vocabulary is empty".to_owned()));
+        }
+        let separator = SEPARATORS.iter().find_map(|name| inner.token_to_id(name));
+        let fingerprint = Fingerprint::of(&bytes);
+        Ok(Self::File(Box::new(HuggingFace {
+            inner,
+            fingerprint,
+            separator,
+            path: path.to_owned(),
+        })))
+    }
+
+    /// One more than the largest id.
+    pub fn vocab_size(&self) -> usize {
+        match self {
+            Self::Bytes => 256,
+            Self::File(file) => {
+                let largest = file.inner.get_vocab(true).into_values().max().unwrap_or(0);
+                largest as usize + 1
+            }
+        }
+    }
+
+    /// The id between documents, if there is one.
+    pub fn separator(&self) -> Option<u32> {
+        match self {
+            Self::Bytes => Some(0),
+            Self::File(file) => file.separator,
+        }
+    }
+
+    /// Tells tokenizers apart: equal values encode alike.
+    pub fn fingerprint(&self) -> u64 {
+        match self {
+            Self::Bytes => Fingerprint::of(b"bytes, separator 0"),
+            Self::File(file) => file.fingerprint,
+        }
+    }
+
+    /// A short name for logs.
+    pub fn name(&self) -> String {
+        match self {
+            Self::Bytes => "bytes".to_owned(),
+            Self::File(file) => file.path.display().to_string(),
+        }
+    }
+
+    /// Checks that a model's embedding has a row for every id.
+    ///
+    /// # Errors
+    /// [`DataError::Vocabulary`] if it has not.
+    pub fn check_vocabulary(&self, model: usize) -> Result<(), DataError> {
+        let tokenizer = self.vocab_size();
+        if tokenizer <= model {
+            Ok(())
+        } else {
+            Err(DataError::Vocabulary { tokenizer, model })
+        }
+    }
+
+    /// Appends the ids of `text`, without a separator. `path` is for the message.
+    ///
+    /// # Errors
+    /// [`DataError::Encode`] if the tokenizer refuses the text.
+    pub fn encode_into(
+        &self,
+        text: &str,
+        path: &Path,
+        ids: &mut Vec<u32>,
+    ) -> Result<(), DataError> {
+        match self {
+            Self::Bytes => ids.extend(text.bytes().map(u32::from)),
+            Self::File(file) => {
+                for piece in pieces(text) {
+                    let encoding =
+                        file.inner
+                            .encode(piece, false)
+                            .map_err(|error| DataError::Encode {
+                                path: path.to_owned(),
+                                reason: one_line(&error.to_string()),
+                            })?;
+                    ids.extend_from_slice(encoding.get_ids());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The bytes that the ids stand for; ids that stand for none are left out.
+    pub fn decode(&self, ids: &[u32]) -> Vec<u8> {
+        match self {
+            Self::Bytes => ids.iter().filter_map(|&id| u8::try_from(id).ok()).collect(),
+            Self::File(file) => file
+                .inner
+                .decode(ids, true)
+                .unwrap_or_default()
+                .into_bytes(),
+        }
+    }
+}
+
+/// Cuts `text` after line ends into pieces of about [`PIECE`] bytes.
+fn pieces(text: &str) -> impl Iterator<Item = &str> {
+    let mut rest = text;
+    std::iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
+        }
+        let newline = rest
+            .as_bytes()
+            .iter()
+            .skip(PIECE)
+            .position(|&byte| byte == b'\n');
+        let end = newline.map_or(rest.len(), |at| PIECE + at + 1);
+        let (piece, tail) = rest.split_at(end);
+        rest = tail;
+        Some(piece)
+    })
+}
+
+/// Other people's messages may span lines; ours do not.
+fn one_line(message: &str) -> String {
+    message.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_come_back_as_they_went() {
+        let text = "naïve fn main() {}\n";
+        let mut ids = Vec::new();
+        Tokenizer::Bytes
+            .encode_into(text, Path::new("t"), &mut ids)
+            .unwrap();
+        assert_eq!(ids.len(), text.len());
+        assert_eq!(Tokenizer::Bytes.decode(&ids), text.as_bytes());
+    }
+
+    #[test]
+    fn pieces_end_at_line_ends_and_add_up() {
+        let text = "0123456789abcde\n".repeat(PIECE / 4);
+        let parts: Vec<_> = pieces(&text).collect();
+        assert!(parts.len() > 1);
+        assert!(parts.iter().all(|part| part.ends_with('\n')));
+        assert_eq!(parts.concat(), text);
+    }
+
+    #[test]
+    fn a_vocabulary_larger_than_the_model_is_an_error() {
+        assert!(Tokenizer::Bytes.check_vocabulary(256).is_ok());
+        let error = Tokenizer::Bytes.check_vocabulary(255).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "the tokenizer has 256 ids and the model a vocabulary of 255; \
+             the model needs at least 256"
+        );
+    }
+}

@@ -1,0 +1,152 @@
+//! Files and folders that appear whole or not at all.
+//!
+//! 1. Write beside the target, under a name that no reader looks for.
+//! 2. Sync the contents, then every folder on the way.
+//! 3. Rename over the target, sync the parent.
+//!
+//! A crash or a full disk before step 3 leaves the old state; what lies aside is removed at once, or
+//! by the next writer.
+
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+/// Ending of names that are not finished yet.
+pub const ASIDE: &str = ".part";
+
+/// Writes a file through `fill` so that `path` is never seen half-written.
+///
+/// # Errors
+/// Whatever `fill` or the file system reports; `path` is then as it was.
+pub fn write_file<E: From<io::Error>>(
+    path: &Path,
+    fill: impl FnOnce(&mut BufWriter<File>) -> Result<(), E>,
+) -> Result<(), E> {
+    let aside = aside(path);
+    let result = (|| {
+        let mut file = BufWriter::with_capacity(1 << 20, File::create(&aside)?);
+        fill(&mut file)?;
+        let file = file.into_inner().map_err(io::IntoInnerError::into_error)?;
+        file.sync_all()?;
+        fs::rename(&aside, path)?;
+        sync_parent(path)?;
+        Ok(())
+    })();
+    if result.is_err() {
+        // The error that counts is the first one.
+        let _ = fs::remove_file(&aside);
+    }
+    result
+}
+
+/// Writes a folder through `fill`, which gets the path to fill, so that `path` is never seen
+/// half-written. An existing `path` is replaced.
+///
+/// # Errors
+/// Whatever `fill` or the file system reports; `path` is then as it was.
+pub fn write_folder<E: From<io::Error>>(
+    path: &Path,
+    fill: impl FnOnce(&Path) -> Result<(), E>,
+) -> Result<(), E> {
+    let aside = aside(path);
+    let result = (|| {
+        if aside.exists() {
+            fs::remove_dir_all(&aside)?;
+        }
+        fs::create_dir_all(&aside)?;
+        fill(&aside)?;
+        sync_folder(&aside)?;
+        if path.exists() {
+            // A folder cannot be renamed over a full one. The old one steps aside under a name
+            // that no reader takes for a finished folder, so a crash in between loses no bytes.
+            let old = with_ending(path, ".old.part");
+            if old.exists() {
+                fs::remove_dir_all(&old)?;
+            }
+            fs::rename(path, &old)?;
+            fs::rename(&aside, path)?;
+            fs::remove_dir_all(&old)?;
+        } else {
+            fs::rename(&aside, path)?;
+        }
+        sync_parent(path)?;
+        Ok(())
+    })();
+    if result.is_err() {
+        let _ = fs::remove_dir_all(&aside);
+    }
+    result
+}
+
+/// Writes a file inside a folder that [`write_folder`] is filling, synced.
+///
+/// # Errors
+/// What the file system reports.
+pub fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = File::create(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
+}
+
+fn aside(path: &Path) -> PathBuf {
+    with_ending(path, ASIDE)
+}
+
+fn with_ending(path: &Path, ending: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(ending);
+    PathBuf::from(name)
+}
+
+fn sync_parent(path: &Path) -> io::Result<()> {
+    match path.parent() {
+        Some(parent) if parent.as_os_str().is_empty() => sync_folder(Path::new(".")),
+        Some(parent) => sync_folder(parent),
+        None => Ok(()),
+    }
+}
+
+/// Makes a rename inside the folder last. Only Unix opens folders; elsewhere the rename has to do.
+fn sync_folder(path: &Path) -> io::Result<()> {
+    if cfg!(unix) {
+        File::open(path)?.sync_all()
+    } else {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failing_writer_leaves_the_old_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        write_file::<io::Error>(&path, |out| out.write_all(b"old")).unwrap();
+        let error = write_file::<io::Error>(&path, |out| {
+            out.write_all(b"new")?;
+            Err(io::Error::from(io::ErrorKind::StorageFull))
+        });
+        assert_eq!(error.unwrap_err().kind(), io::ErrorKind::StorageFull);
+        assert_eq!(fs::read(&path).unwrap(), b"old");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_failing_writer_leaves_the_old_folder() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("folder");
+        write_folder::<io::Error>(&path, |at| write_synced(&at.join("a"), b"old")).unwrap();
+        let error = write_folder::<io::Error>(&path, |at| {
+            write_synced(&at.join("a"), b"new")?;
+            Err(io::Error::from(io::ErrorKind::StorageFull))
+        });
+        assert!(error.is_err());
+        assert_eq!(fs::read(path.join("a")).unwrap(), b"old");
+        write_folder::<io::Error>(&path, |at| write_synced(&at.join("b"), b"new")).unwrap();
+        assert_eq!(fs::read(path.join("b")).unwrap(), b"new");
+        assert!(!path.join("a").exists());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+}

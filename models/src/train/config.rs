@@ -1,0 +1,481 @@
+//! The configuration of a run: one TOML file, checked, resolved, logged, and kept in checkpoints.
+//!
+//! There are no defaults in code: `configs/default.toml` is the default run, and every number that
+//! changes a result stands in it. Absent means absent (no clipping, no tokenizer file).
+
+use std::path::{Path, PathBuf};
+
+use burn_nvfp4::recipe::{Override, PRESETS, Policy, Recipe, RecipeError};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::config::HybridConfig;
+use crate::data::BatchShape;
+
+use super::optim::OptimizerConfig;
+use super::schedule::{DecayShape, Schedule};
+
+/// Most tokens in one micro-batch: beyond it the logits alone pass 64 GB.
+const MAX_MICRO_BATCH: usize = 1 << 26;
+/// Bound of every count of steps or tokens that is not bounded by the data.
+const MAX_COUNT: u64 = 1 << 40;
+
+/// What is wrong with a configuration.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TrainConfigError {
+    /// Not TOML, an unknown field, a missing one, or a value of the wrong kind.
+    #[error("{}: {reason}", path.display())]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// What the parser says, on one line.
+        reason: String,
+    },
+    /// A value that makes no sense.
+    #[error("{field} is {value}, it must be {expected}")]
+    Value {
+        /// Path of the field.
+        field: &'static str,
+        /// What it is.
+        value: String,
+        /// What would be right.
+        expected: String,
+    },
+}
+
+/// Everything that a run is made of.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainConfig {
+    /// Name of the run; its directory is `runs/<name>` unless `--out` says otherwise.
+    pub name: String,
+    /// Seed of initial values, order of the data, and random rounding.
+    pub seed: u64,
+    /// Optimizer steps.
+    pub steps: u64,
+    /// Which model.
+    pub model: ModelSource,
+    /// Which text.
+    pub data: DataConfig,
+    /// Tokens per step.
+    pub batch: BatchShape,
+    /// AdamW and clipping.
+    pub optimizer: OptimizerConfig,
+    /// Learning rate over the run.
+    pub schedule: ScheduleConfig,
+    /// Which arithmetic, on what.
+    pub precision: PrecisionConfig,
+    /// When and on how much to validate.
+    pub validation: ValidationConfig,
+    /// When to save.
+    pub checkpoint: CheckpointConfig,
+    /// What to write at the end.
+    pub sample: SampleConfig,
+}
+
+/// Where the model's dimensions come from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum ModelSource {
+    /// A size by name; the vocabulary is the tokenizer's.
+    Preset(String),
+    /// A Hugging Face `config.json`.
+    Config(PathBuf),
+}
+
+/// Which text, and how it becomes ids.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataConfig {
+    /// A text file or a folder; absent: the Rust sources of the locked dependencies.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathBuf>,
+    /// A Hugging Face `tokenizer.json`; absent: bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokenizer: Option<PathBuf>,
+}
+
+/// Warm-up, stable, decay, as shares of the run.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ScheduleConfig {
+    /// Learning rate of the stable phase.
+    pub peak: f64,
+    /// Learning rate of the last step.
+    pub last: f64,
+    /// Share of the steps until the peak.
+    pub warmup: f64,
+    /// Share of the steps of the decay.
+    pub decay: f64,
+    /// Shape of the decay.
+    pub shape: DecayShape,
+}
+
+/// Which arithmetic, on what.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PrecisionConfig {
+    /// What runs the tensors.
+    pub backend: BackendName,
+    /// Recipe of the quantized layers, by name or in full.
+    #[serde(with = "burn_nvfp4::recipe::named")]
+    pub recipe: Recipe,
+    /// Which layers are quantized, by name.
+    pub policy: String,
+    /// From this share of the run on, the forward GEMMs run in high precision; absent: never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub high_precision_forward_from: Option<f64>,
+    /// Other recipes for layers by pattern; the last match decides.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub overrides: Vec<Override>,
+}
+
+impl PrecisionConfig {
+    /// The recipe's name, if it is a preset.
+    pub fn recipe_name(&self) -> &'static str {
+        let preset = PRESETS.iter().find(|preset| preset.recipe == self.recipe);
+        preset.map_or("a recipe of its own", |preset| preset.name)
+    }
+
+    /// The policy for a model: names resolved, patterns checked against its layers.
+    ///
+    /// # Errors
+    /// [`RecipeError`]: an unknown name, a pattern that matches nothing, ..
+    pub fn policy(&self, model: &HybridConfig) -> Result<Policy, RecipeError> {
+        let mut policy = Policy::by_name(&self.policy, self.recipe)?;
+        if let Some(share) = self.high_precision_forward_from {
+            policy = policy.with_high_precision_forward_from(share)?;
+        }
+        let mut spec = policy.spec().clone();
+        spec.overrides.extend(self.overrides.iter().cloned());
+        spec.blocks = Some(model.n_blocks());
+        let policy = Policy::new(spec)?;
+        policy.check_layers(&model.linear_names())?;
+        Ok(policy)
+    }
+}
+
+/// A backend of the command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum BackendName {
+    /// burn-ndarray.
+    Ndarray,
+    /// burn-flex.
+    Flex,
+}
+
+/// When and on how much to validate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ValidationConfig {
+    /// Steps between validations.
+    pub every: u64,
+    /// Windows of the batch length, always the same ones.
+    pub windows: std::num::NonZeroUsize,
+}
+
+/// When to save.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CheckpointConfig {
+    /// Steps between checkpoints.
+    pub every: u64,
+    /// How many of the newest stay.
+    pub keep: usize,
+}
+
+/// The text that the trained model writes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SampleConfig {
+    /// What it continues.
+    pub prompt: String,
+    /// How many tokens it adds; 0: no sample.
+    pub tokens: usize,
+    /// Divides the logits; 0 takes the most likely token.
+    pub temperature: f64,
+    /// Only this many of the most likely tokens are drawn from; absent: all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub top_k: Option<std::num::NonZeroUsize>,
+}
+
+impl TrainConfig {
+    /// Reads and checks a TOML file's text; `path` is for the message.
+    ///
+    /// # Errors
+    /// [`TrainConfigError::Syntax`] or what [`Self::validate`] finds.
+    pub fn from_toml(text: &str, path: &Path) -> Result<Self, TrainConfigError> {
+        let config: Self = toml::from_str(text).map_err(|error| {
+            let line = error.span().map_or(1, |span| {
+                text.bytes()
+                    .take(span.start)
+                    .filter(|&byte| byte == b'\n')
+                    .count()
+                    + 1
+            });
+            let reason = error
+                .message()
+                .split_whitespace()
+                .collect::<Vec<_>>()
+                .join(" ");
+            let reason = format!("line {line}: {reason}");
+            TrainConfigError::Syntax {
+                path: path.to_owned(),
+                reason,
+            }
+        })?;
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// Checks every number.
+    ///
+    /// # Errors
+    /// [`TrainConfigError::Value`] with the first field that makes no sense.
+    pub fn validate(&self) -> Result<(), TrainConfigError> {
+        let share = |value: f64| (0.0..=1.0).contains(&value);
+        let rate = |value: f64| value.is_finite() && value >= 0.0;
+        let count = |value: u64| (1..=MAX_COUNT).contains(&value);
+        let (schedule, optimizer) = (&self.schedule, &self.optimizer);
+        let micro_batch = self
+            .batch
+            .sequences
+            .get()
+            .checked_mul(self.batch.length.get());
+        let beta = |value: f64| (0.0..1.0).contains(&value);
+        let counts = format!("from 1 to {MAX_COUNT}");
+        let checks: [(&'static str, bool, String, &str); 15] = [
+            (
+                "name",
+                is_file_name(&self.name),
+                format!("{:?}", self.name),
+                "a file name",
+            ),
+            ("steps", count(self.steps), self.steps.to_string(), &counts),
+            (
+                "batch.sequences * batch.length",
+                micro_batch.is_some_and(|tokens| tokens <= MAX_MICRO_BATCH),
+                format!("{} * {}", self.batch.sequences, self.batch.length),
+                "at most 67108864 tokens; use batch.accumulate for more",
+            ),
+            (
+                "batch.accumulate",
+                count(self.batch.accumulate.get() as u64),
+                self.batch.accumulate.to_string(),
+                &counts,
+            ),
+            (
+                "optimizer.beta1",
+                beta(optimizer.beta1),
+                optimizer.beta1.to_string(),
+                "in [0, 1)",
+            ),
+            (
+                "optimizer.beta2",
+                beta(optimizer.beta2),
+                optimizer.beta2.to_string(),
+                "in [0, 1)",
+            ),
+            (
+                "optimizer.epsilon",
+                rate(optimizer.epsilon) && optimizer.epsilon > 0.0,
+                optimizer.epsilon.to_string(),
+                "positive",
+            ),
+            (
+                "optimizer.weight_decay",
+                rate(optimizer.weight_decay),
+                optimizer.weight_decay.to_string(),
+                "0 or more",
+            ),
+            (
+                "optimizer.clip_norm",
+                optimizer
+                    .clip_norm
+                    .is_none_or(|limit| limit.is_finite() && limit > 0.0),
+                format!("{:?}", optimizer.clip_norm),
+                "positive, or absent",
+            ),
+            (
+                "schedule.peak",
+                rate(schedule.peak) && schedule.peak > 0.0,
+                schedule.peak.to_string(),
+                "positive",
+            ),
+            (
+                "schedule.last",
+                rate(schedule.last) && schedule.last <= schedule.peak,
+                schedule.last.to_string(),
+                "from 0 to schedule.peak",
+            ),
+            (
+                "schedule.warmup + schedule.decay",
+                share(schedule.warmup)
+                    && share(schedule.decay)
+                    && share(schedule.warmup + schedule.decay),
+                format!("{} + {}", schedule.warmup, schedule.decay),
+                "shares of the run that add up to at most 1",
+            ),
+            (
+                "validation.every and checkpoint.every",
+                count(self.validation.every) && count(self.checkpoint.every),
+                format!("{} and {}", self.validation.every, self.checkpoint.every),
+                &counts,
+            ),
+            (
+                "checkpoint.keep",
+                self.checkpoint.keep >= 1,
+                "0".to_owned(),
+                "at least 1",
+            ),
+            (
+                "sample.temperature",
+                rate(self.sample.temperature),
+                self.sample.temperature.to_string(),
+                "0 or more",
+            ),
+        ];
+        for (field, holds, value, expected) in checks {
+            if !holds {
+                return Err(TrainConfigError::Value {
+                    field,
+                    value,
+                    expected: expected.to_owned(),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// The schedule in steps.
+    pub fn schedule(&self) -> Schedule {
+        let ScheduleConfig {
+            peak,
+            last,
+            warmup,
+            decay,
+            shape,
+        } = self.schedule;
+        let (warmup, decay) = (share_of(warmup, self.steps), share_of(decay, self.steps));
+        Schedule {
+            peak,
+            last,
+            warmup,
+            decay,
+            total: self.steps,
+            shape,
+        }
+    }
+
+    /// What a resumed run must share with the one that it continues; where files lie, how often it
+    /// validates and saves, and what it writes at the end may change.
+    pub fn identity(&self, model: &HybridConfig, data: u64, tokenizer: &str) -> Value {
+        json!({
+            "seed": self.seed,
+            "steps": self.steps,
+            "model": model,
+            "data": format!("{data:016x}"),
+            "tokenizer": tokenizer,
+            "batch": self.batch,
+            "optimizer": self.optimizer,
+            "schedule": self.schedule,
+            "precision": self.precision,
+        })
+    }
+}
+
+/// A share of some steps, rounded to the nearest.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a share in [0, 1] of at most 2^40 steps, checked by `validate`"
+)]
+fn share_of(share: f64, steps: u64) -> u64 {
+    ((share * steps as f64).round() as u64).min(steps)
+}
+
+/// True for a name of one normal path component.
+fn is_file_name(name: &str) -> bool {
+    let mut components = Path::new(name).components();
+    let first = components.next();
+    matches!(first, Some(std::path::Component::Normal(_))) && components.next().is_none()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DEFAULT: &str = include_str!("../../../configs/default.toml");
+
+    fn parse(text: &str) -> Result<TrainConfig, TrainConfigError> {
+        TrainConfig::from_toml(text, Path::new("run.toml"))
+    }
+
+    #[test]
+    fn every_config_in_the_repository_is_valid_and_survives_a_round_trip() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs");
+        let mut count = 0;
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path
+                .extension()
+                .is_some_and(|extension| extension == "toml")
+            {
+                let config =
+                    TrainConfig::from_toml(&std::fs::read_to_string(&path).unwrap(), &path)
+                        .unwrap();
+                let again = parse(&toml::to_string(&config).unwrap()).unwrap();
+                assert_eq!(again, config, "{}", path.display());
+                count += 1;
+            }
+        }
+        assert!(count > 0);
+    }
+
+    #[test]
+    fn unknown_and_missing_fields_are_named_with_their_line() {
+        let error = parse(&DEFAULT.replace("seed =", "sead ="))
+            .unwrap_err()
+            .to_string();
+        assert!(error.starts_with("run.toml: line "), "{error}");
+        assert!(error.contains("unknown field `sead`"), "{error}");
+        let error = parse(&DEFAULT.replace("beta1 = 0.9\n", ""))
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("missing field `beta1`"), "{error}");
+        assert!(!error.contains('\n'), "{error}");
+    }
+
+    #[test]
+    fn values_that_make_no_sense_are_named() {
+        let default = parse(DEFAULT).unwrap();
+        let check = |change: &dyn Fn(&mut TrainConfig), field: &str| {
+            let mut config = default.clone();
+            change(&mut config);
+            let error = config.validate().unwrap_err().to_string();
+            assert!(error.starts_with(field), "{error}, {field} expected");
+        };
+        check(&|c| c.steps = 0, "steps is 0");
+        check(&|c| c.steps = u64::MAX, "steps is");
+        check(&|c| c.name = "../up".to_owned(), "name is");
+        check(
+            &|c| c.batch.sequences = (1 << 40).try_into().unwrap(),
+            "batch.sequences",
+        );
+        check(&|c| c.schedule.peak = f64::NAN, "schedule.peak is NaN");
+        check(
+            &|c| c.schedule.decay = 1.5,
+            "schedule.warmup + schedule.decay",
+        );
+        check(&|c| c.schedule.last = 1.0, "schedule.last is 1");
+        check(&|c| c.optimizer.beta2 = 1.0, "optimizer.beta2 is 1");
+        check(
+            &|c| c.optimizer.clip_norm = Some(0.0),
+            "optimizer.clip_norm is Some(0.0)",
+        );
+        check(&|c| c.checkpoint.keep = 0, "checkpoint.keep is 0");
+        check(&|c| c.sample.temperature = -1.0, "sample.temperature is -1");
+    }
+}

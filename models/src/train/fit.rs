@@ -1,0 +1,140 @@
+//! Puts a run together: burn-train's `SupervisedTraining` and `Learner` around our loop.
+
+use std::io::Write;
+use std::sync::Arc;
+
+use burn::tensor::backend::AutodiffBackend;
+use burn::train::logger::InMemoryMetricLogger;
+use burn::train::{Interrupter, Learner, SupervisedTraining, TrainingStrategy};
+
+use crate::checkpoint::run::{RunCheckpoint, RunDirectory, RunError};
+use crate::data::{TrainBatches, ValidationBatches};
+
+use super::TrainError;
+use super::metrics::{Figure, FigureMetric};
+use super::optim::{GroupedAdamW, OptimizerConfig, write_moments};
+use super::params::write_parameters;
+use super::renderer::PlainRenderer;
+use super::schedule::{Schedule, WarmupStableDecay};
+use super::strategy::{Components, Outcome, StepStrategy, Trainable};
+
+/// Where progress is shown.
+pub enum Display {
+    /// burn-train's TUI, which takes the terminal over.
+    Terminal,
+    /// A line every so many steps.
+    Plain {
+        /// Where lines go.
+        sink: Box<dyn Write + Send + Sync>,
+        /// Steps between lines.
+        every: usize,
+    },
+}
+
+impl std::fmt::Debug for Display {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.write_str(match self {
+            Self::Terminal => "Terminal",
+            Self::Plain { .. } => "Plain",
+        })
+    }
+}
+
+/// A model and the optimizer that belongs to it.
+#[derive(Debug)]
+pub struct Trainee<B: AutodiffBackend, M: Trainable<B>> {
+    model: M,
+    optimizer: GroupedAdamW<B, M>,
+}
+
+impl<B: AutodiffBackend, M: Trainable<B>> Trainee<B, M> {
+    /// A model that has not been trained.
+    pub fn new(model: M, config: &OptimizerConfig) -> Self {
+        Self {
+            model,
+            optimizer: GroupedAdamW::new(config),
+        }
+    }
+
+    /// The state of a checkpoint, in the place of a model of the same shape.
+    ///
+    /// # Errors
+    /// [`RunError::Misfit`] with every tensor that does not fit.
+    pub fn restore(
+        self,
+        checkpoint: RunCheckpoint,
+        directory: &RunDirectory,
+        device: &B::Device,
+    ) -> Result<Self, RunError> {
+        use burn::optim::Optimizer;
+
+        let step = checkpoint.state.step;
+        let misfit = |problems| RunError::Misfit {
+            path: directory.checkpoint(step),
+            problems,
+        };
+        let updates = usize::try_from(step).unwrap_or(usize::MAX);
+        let model =
+            write_parameters::<B, M>(self.model, &checkpoint.parameters, device).map_err(misfit)?;
+        let records =
+            write_moments::<B, M>(&model, checkpoint.moments, updates, device).map_err(misfit)?;
+        Ok(Self {
+            model,
+            optimizer: self.optimizer.load_record(records),
+        })
+    }
+}
+
+/// What a run reads.
+#[derive(Debug)]
+pub struct Batches<B: AutodiffBackend> {
+    /// Training, from the step on at which the run begins.
+    pub train: TrainBatches<B>,
+    /// Validation.
+    pub valid: ValidationBatches<B::InnerBackend>,
+}
+
+/// Trains until the last step or until `interrupter` stops the run.
+///
+/// Returns how it ended and the model without autodiff.
+///
+/// # Errors
+/// Whatever stopped the run: NaN, a full disk.
+pub fn fit<B: AutodiffBackend, M: Trainable<B>>(
+    trainee: Trainee<B, M>,
+    batches: Batches<B>,
+    schedule: Schedule,
+    strategy: &Arc<StepStrategy>,
+    display: Display,
+    interrupter: Interrupter,
+) -> Result<(Outcome, M::Inference), TrainError> {
+    let scheduler = WarmupStableDecay::after(schedule, strategy.done());
+    let learner = Learner::new(trainee.model, trainee.optimizer, scheduler);
+    let mut training = SupervisedTraining::<Components<B, M>>::new(
+        strategy.directory().path(),
+        Arc::new(batches.train),
+        Arc::new(batches.valid),
+    )
+    .with_interrupter(interrupter)
+    // Ours is log.jsonl; burn's would be a file per metric and epoch.
+    .with_metric_logger(InMemoryMetricLogger::default())
+    .with_application_logger(None)
+    .with_training_strategy(TrainingStrategy::Custom(strategy.clone()));
+    for figure in Figure::ALL {
+        training = training.metric_train_numeric(FigureMetric::new(figure));
+    }
+    for figure in [Figure::Loss, Figure::BitsPerByte] {
+        training = training.metric_valid_numeric(FigureMetric::new(figure));
+    }
+    if let Display::Plain { sink, every } = display {
+        training = training.renderer(PlainRenderer::new(sink, every));
+    }
+    let result = training.launch(learner);
+    let model = result.model;
+    // Dropping the renderer gives the terminal back before anything else is written.
+    drop(result.renderer);
+    let outcome = strategy
+        .take_outcome()
+        .expect("launch runs the strategy to its end")?;
+    Ok((outcome, model))
+}

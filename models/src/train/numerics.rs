@@ -1,0 +1,72 @@
+//! What the loop tells the backend about the run, and what it asks after a step.
+
+use std::fmt::Debug;
+
+use burn::tensor::backend::Backend;
+use burn_nvfp4::recipe::{Policy, Progress, RecipeError, presets};
+
+/// How the arithmetic of a backend follows the run.
+pub trait Numerics: Debug + Send + Sync {
+    /// Called before each step: `step` of `total`, counted from 0. Random bits and a policy that
+    /// changes over the run depend on nothing else.
+    fn begin_step(&self, step: u64, total: u64);
+
+    /// The first operand since the last call that held NaN or infinity when it was quantized:
+    /// layer and operand.
+    fn take_non_finite(&self) -> Option<String>;
+
+    /// Calls `forward` with every linear in high precision.
+    fn in_high_precision(&self, forward: &mut dyn FnMut());
+}
+
+/// A backend that takes no notice: no quantization, no random rounding.
+#[derive(Clone, Copy, Debug)]
+pub struct Unquantized;
+
+impl Numerics for Unquantized {
+    fn begin_step(&self, _step: u64, _total: u64) {}
+
+    fn take_non_finite(&self) -> Option<String> {
+        None
+    }
+
+    fn in_high_precision(&self, forward: &mut dyn FnMut()) {
+        forward();
+    }
+}
+
+/// A backend under `Nvfp4`: policy and seed are set once, the step before every step.
+#[derive(Debug)]
+pub struct Quantized<B: Backend> {
+    device: B::Device,
+}
+
+impl<B: Backend> Quantized<B> {
+    /// Sets policy and seed of `device`, and has its operands watched: NaN that is quantized becomes
+    /// a number (numerics §1) and would not show in the loss.
+    ///
+    /// # Errors
+    /// [`RecipeError`] if the policy cannot be used.
+    pub fn new(device: B::Device, policy: Policy, seed: u64) -> Result<Self, RecipeError> {
+        burn_nvfp4::set_policy::<B>(&device, policy)?;
+        burn_nvfp4::set_seed::<B>(&device, seed);
+        burn_nvfp4::set_watch::<B>(&device, true);
+        burn_nvfp4::take_non_finite::<B>(&device);
+        Ok(Self { device })
+    }
+}
+
+impl<B: Backend> Numerics for Quantized<B> {
+    fn begin_step(&self, step: u64, total: u64) {
+        burn_nvfp4::set_progress::<B>(&self.device, Progress { step, total });
+    }
+
+    fn take_non_finite(&self) -> Option<String> {
+        burn_nvfp4::take_non_finite::<B>(&self.device)
+            .map(|found| format!("{} of {}", found.operand, found.layer))
+    }
+
+    fn in_high_precision(&self, forward: &mut dyn FnMut()) {
+        burn_nvfp4::precision(presets::HIGH_PRECISION, forward);
+    }
+}

@@ -1,0 +1,53 @@
+//! What a step returns to burn-train: a loss and a few numbers, never the logits.
+//!
+//! burn's `SequenceOutput` copies `[batch, seq, vocab]` logits to the host at every step.
+
+use burn::tensor::{Tensor, backend::Backend};
+use burn::train::ItemLazy;
+
+use super::gradients::ScalarF32;
+
+/// The output of one micro-batch, and what the loop knows about the step.
+#[derive(Clone, Debug)]
+pub struct LossOutput<B: Backend> {
+    /// Mean next-token cross-entropy in nats, `[1]`, still on the device.
+    pub loss: Tensor<B, 1>,
+    /// How many tokens the mean is over.
+    pub tokens: usize,
+    /// Filled in by the loop before the output reaches the metrics.
+    pub figures: Option<Figures>,
+}
+
+/// The numbers of one optimizer step, or of one validation.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Figures {
+    /// Mean cross-entropy in nats per token.
+    pub loss: f64,
+    /// The same in bits per byte of text.
+    pub bits_per_byte: f64,
+    /// Global gradient norm before clipping; absent in validation.
+    pub grad_norm: Option<f64>,
+    /// Training tokens per second since the last step.
+    pub tokens_per_second: f64,
+    /// Seconds until the last step at the average speed so far.
+    pub seconds_left: f64,
+}
+
+impl<B: Backend> ItemLazy for LossOutput<B> {
+    type ItemSync = Figures;
+
+    fn sync(self) -> Figures {
+        self.figures.unwrap_or_else(|| Figures {
+            loss: f64::from(self.loss.into_scalar_f32()),
+            bits_per_byte: f64::NAN,
+            grad_norm: None,
+            tokens_per_second: f64::NAN,
+            seconds_left: f64::NAN,
+        })
+    }
+}
+
+/// Nats per token as bits per byte.
+pub fn bits_per_byte(loss: f64, bytes_per_token: f64) -> f64 {
+    loss / std::f64::consts::LN_2 / bytes_per_token
+}

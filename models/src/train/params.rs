@@ -1,0 +1,154 @@
+//! Parameters by name: reading them out of a model, writing them back.
+//!
+//! A name is the path of module fields joined with dots, e.g. `layers.0.mixer.in_proj.weight`.
+//! Burn's own records are keyed by random ids; names outlive a process.
+
+use std::collections::BTreeMap;
+
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
+use burn::tensor::{Tensor, TensorData, backend::Backend};
+
+/// Tensors by name.
+pub type NamedTensors = BTreeMap<String, TensorData>;
+
+/// The field names from the root to the current module.
+///
+/// Enum variants are no fields: `layers.0.mixer` is the same name whichever mixer it is.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct FieldPath(Vec<Option<String>>);
+
+impl FieldPath {
+    pub(crate) fn enter(&mut self, name: &str, container: &str) {
+        self.0
+            .push((!container.starts_with("Enum:")).then(|| name.to_owned()));
+    }
+
+    pub(crate) fn exit(&mut self) {
+        self.0.pop();
+    }
+
+    pub(crate) fn name(&self) -> String {
+        self.0
+            .iter()
+            .flatten()
+            .map(String::as_str)
+            .collect::<Vec<_>>()
+            .join(".")
+    }
+}
+
+/// Copies every float parameter to the host.
+pub fn read_parameters<B: Backend, M: Module<B>>(model: &M) -> NamedTensors {
+    struct Read {
+        path: FieldPath,
+        tensors: NamedTensors,
+    }
+    impl<B: Backend> ModuleVisitor<B> for Read {
+        fn enter_module(&mut self, name: &str, container: &str) {
+            self.path.enter(name, container);
+        }
+        fn exit_module(&mut self, _name: &str, _container: &str) {
+            self.path.exit();
+        }
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+            self.tensors
+                .insert(self.path.name(), param.val().into_data());
+        }
+    }
+    let mut visitor = Read {
+        path: FieldPath::default(),
+        tensors: NamedTensors::new(),
+    };
+    model.visit(&mut visitor);
+    visitor.tensors
+}
+
+/// What does not fit between a model and tensors for it, one line each; empty if all does.
+pub fn parameter_problems<B: Backend, M: Module<B>>(
+    model: &M,
+    tensors: &NamedTensors,
+) -> Vec<String> {
+    let expected = read_shapes(model);
+    let mut problems = Vec::new();
+    for (name, shape) in &expected {
+        match tensors.get(name) {
+            None => problems.push(format!("{name}: missing, {shape:?} expected")),
+            Some(data) if data.shape.as_slice() != shape.as_slice() => {
+                let found = data.shape.as_slice();
+                problems.push(format!("{name}: shape {found:?}, {shape:?} expected"));
+            }
+            Some(_) => {}
+        }
+    }
+    for name in tensors.keys().filter(|name| !expected.contains_key(*name)) {
+        problems.push(format!("{name}: the model has no such parameter"));
+    }
+    problems
+}
+
+fn read_shapes<B: Backend, M: Module<B>>(model: &M) -> BTreeMap<String, Vec<usize>> {
+    struct Shapes {
+        path: FieldPath,
+        shapes: BTreeMap<String, Vec<usize>>,
+    }
+    impl<B: Backend> ModuleVisitor<B> for Shapes {
+        fn enter_module(&mut self, name: &str, container: &str) {
+            self.path.enter(name, container);
+        }
+        fn exit_module(&mut self, _name: &str, _container: &str) {
+            self.path.exit();
+        }
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+            self.shapes
+                .insert(self.path.name(), param.val().dims().to_vec());
+        }
+    }
+    let mut visitor = Shapes {
+        path: FieldPath::default(),
+        shapes: BTreeMap::new(),
+    };
+    model.visit(&mut visitor);
+    visitor.shapes
+}
+
+/// Replaces every float parameter by the tensor of its name; the ids stay.
+///
+/// # Errors
+/// Every problem that [`parameter_problems`] finds; the model is then lost, not half-loaded.
+pub fn write_parameters<B: Backend, M: Module<B>>(
+    model: M,
+    tensors: &NamedTensors,
+    device: &B::Device,
+) -> Result<M, Vec<String>> {
+    struct Write<'a, B: Backend> {
+        path: FieldPath,
+        tensors: &'a NamedTensors,
+        device: &'a B::Device,
+    }
+    impl<B: Backend> ModuleMapper<B> for Write<'_, B> {
+        fn enter_module(&mut self, name: &str, container: &str) {
+            self.path.enter(name, container);
+        }
+        fn exit_module(&mut self, _name: &str, _container: &str) {
+            self.path.exit();
+        }
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
+            let Some(data) = self.tensors.get(&self.path.name()) else {
+                return param;
+            };
+            let (id, old, mapper) = param.consume();
+            let tensor = Tensor::from_data(data.clone().convert_dtype(old.dtype()), self.device);
+            let tensor = tensor.set_require_grad(old.is_require_grad());
+            Param::from_mapped_value(id, tensor, mapper)
+        }
+    }
+    let problems = parameter_problems(&model, tensors);
+    if !problems.is_empty() {
+        return Err(problems);
+    }
+    Ok(model.map(&mut Write::<B> {
+        path: FieldPath::default(),
+        tensors,
+        device,
+    }))
+}

@@ -1,0 +1,166 @@
+//! The training loop, end to end on tiny models.
+//!
+//! Everything here that trains holds [`DEVICE`]: policy, seed and step are settings of the one CPU
+//! device, so two runs at the same time would disturb each other.
+
+mod accumulation;
+mod clipping;
+mod non_finite;
+mod overfit;
+mod resume;
+
+use std::num::NonZeroUsize;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use burn::tensor::backend::AutodiffBackend;
+use burn::train::Interrupter;
+use burn_nvfp4_models::checkpoint::run::{RunCheckpoint, RunDirectory};
+use burn_nvfp4_models::config::HybridConfig;
+use burn_nvfp4_models::data::{
+    BatchShape, Corpus, TokenFile, Tokenizer, TrainBatches, ValidationBatches,
+};
+use burn_nvfp4_models::hybrid::HybridLm;
+use burn_nvfp4_models::train::TrainError;
+use burn_nvfp4_models::train::fit::{Batches, Display, Trainee, fit};
+use burn_nvfp4_models::train::log::{LogLine, RunLog};
+use burn_nvfp4_models::train::numerics::Numerics;
+use burn_nvfp4_models::train::optim::OptimizerConfig;
+use burn_nvfp4_models::train::schedule::{DecayShape, Schedule};
+use burn_nvfp4_models::train::strategy::{Outcome, StepPlan, StepStrategy};
+use serde_json::json;
+
+/// See the module.
+static DEVICE: Mutex<()> = Mutex::new(());
+
+/// One block of each kind, 20 thousand parameters.
+fn tiny() -> HybridConfig {
+    let mut config = HybridConfig::preset("tiny-1m", 256).unwrap();
+    config.pattern = "M-*-".parse().unwrap();
+    (config.d_model, config.d_ffn) = (32, 64);
+    (
+        config.n_attention_heads,
+        config.n_kv_heads,
+        config.attention_head_dim,
+    ) = (2, 1, 16);
+    (
+        config.n_mamba_heads,
+        config.mamba_head_dim,
+        config.n_groups,
+        config.d_state,
+    ) = (4, 8, 2, 8);
+    config.chunk_len = 16;
+    config.validate().unwrap();
+    config
+}
+
+const OPTIMIZER: OptimizerConfig = OptimizerConfig {
+    beta1: 0.9,
+    beta2: 0.95,
+    epsilon: 1e-8,
+    weight_decay: 0.1,
+    clip_norm: Some(1.0),
+};
+
+fn shape(sequences: usize, length: usize, accumulate: usize) -> BatchShape {
+    let one = |value| NonZeroUsize::new(value).unwrap();
+    BatchShape {
+        sequences: one(sequences),
+        length: one(length),
+        accumulate: one(accumulate),
+    }
+}
+
+/// A text with some structure.
+fn tokens(dir: &Path) -> Arc<TokenFile> {
+    let path = dir.join("text.txt");
+    let line = |i: u64| format!("{} times {} is {}\n", i % 13, i % 7, (i % 13) * (i % 7));
+    std::fs::write(&path, (0..800).map(line).collect::<String>()).unwrap();
+    let corpus = Corpus::at(&path).unwrap();
+    Arc::new(TokenFile::prepare(&corpus, &Tokenizer::Bytes, dir).unwrap())
+}
+
+/// A run of the tiny model, from the start or from a checkpoint, until `stop_after`.
+struct Run<'a> {
+    tokens: &'a Arc<TokenFile>,
+    directory: RunDirectory,
+    shape: BatchShape,
+    total: u64,
+    save_every: u64,
+}
+
+impl Run<'_> {
+    fn go<B: AutodiffBackend>(
+        &self,
+        numerics: Box<dyn Numerics>,
+        resume: Option<RunCheckpoint>,
+        stop: &Interrupter,
+    ) -> Result<Outcome, TrainError> {
+        let device = B::Device::default();
+        let seed = 7;
+        let model: HybridLm<B> = tiny().init(&device, seed);
+        let mut trainee = Trainee::new(model, &OPTIMIZER);
+        let path = self.directory.path().join("log.jsonl");
+        let done = resume
+            .as_ref()
+            .map_or(0, |checkpoint| checkpoint.state.step);
+        let log = match resume {
+            None => {
+                RunDirectory::create(self.directory.path()).unwrap();
+                let null = json!(null);
+                let (config, model, data) = (null.clone(), null.clone(), null);
+                RunLog::create(
+                    &path,
+                    &LogLine::Start {
+                        config,
+                        model,
+                        parameters: 0,
+                        data,
+                    },
+                )
+            }
+            Some(checkpoint) => {
+                trainee = trainee
+                    .restore(checkpoint, &self.directory, &device)
+                    .unwrap();
+                RunLog::resume(&path, done)
+            }
+        };
+        let plan = StepPlan {
+            done,
+            total: self.total,
+            accumulate: self.shape.accumulate.get(),
+            tokens_per_step: self.shape.tokens_per_step(),
+            clip_norm: OPTIMIZER.clip_norm,
+            validate_every: 4,
+            save_every: self.save_every,
+            keep: 9,
+            train_bytes_per_token: 1.0,
+            valid_bytes_per_token: 1.0,
+            identity: json!({}),
+            config: json!({}),
+        };
+        let schedule = Schedule {
+            peak: 3e-3,
+            last: 0.0,
+            warmup: 2,
+            decay: 4,
+            total: self.total,
+            shape: DecayShape::Linear,
+        };
+        let windows = NonZeroUsize::new(4).unwrap();
+        let batches = Batches {
+            train: TrainBatches::new(self.tokens.clone(), self.shape, seed, done, device.clone())
+                .unwrap(),
+            valid: ValidationBatches::new(self.tokens.clone(), self.shape, windows, device)
+                .unwrap(),
+        };
+        let strategy = StepStrategy::new(plan, self.directory.clone(), log.unwrap(), numerics);
+        let display = Display::Plain {
+            sink: Box::new(std::io::sink()),
+            every: 1,
+        };
+        fit(trainee, batches, schedule, &strategy, display, stop.clone())
+            .map(|(outcome, _model)| outcome)
+    }
+}

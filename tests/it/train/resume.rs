@@ -1,0 +1,147 @@
+//! A resumed run continues to the same bits.
+
+use burn::backend::{Autodiff, NdArray};
+use burn_nvfp4::Nvfp4;
+use burn_nvfp4::recipe::{Policy, presets};
+use burn_nvfp4_models::train::log::{self, LogLine};
+use burn_nvfp4_models::train::numerics::{Quantized, Unquantized};
+
+use super::*;
+
+/// Every bit that a run leaves behind: its last checkpoint, and its losses, norms and rates.
+fn traces(directory: &RunDirectory) -> (RunCheckpoint, Vec<String>) {
+    let lines = log::read(&directory.path().join("log.jsonl")).unwrap();
+    let numbers = lines.iter().filter_map(|line| match line {
+        LogLine::Step {
+            step,
+            loss,
+            learning_rate,
+            grad_norm,
+            ..
+        } => Some(format!(
+            "step {step} {:x} {:x} {:x}",
+            loss.to_bits(),
+            learning_rate.to_bits(),
+            grad_norm.to_bits()
+        )),
+        LogLine::Validation {
+            step,
+            forward,
+            loss,
+            ..
+        } => Some(format!(
+            "validation {step} {forward:?} {:x}",
+            loss.to_bits()
+        )),
+        LogLine::Start { .. }
+        | LogLine::Resume { .. }
+        | LogLine::Checkpoint { .. }
+        | LogLine::Final(_) => None,
+    });
+    (directory.load(None).unwrap(), numbers.collect())
+}
+
+/// Twelve steps at once against six, a new start of everything, and six more.
+fn check_resume<B: AutodiffBackend>(numerics: impl Fn() -> Box<dyn Numerics>) {
+    let _device = DEVICE
+        .lock()
+        .unwrap_or_else(|poisoned| poisoned.into_inner());
+    let dir = tempfile::tempdir().unwrap();
+    let tokens = tokens(dir.path());
+    let run = |name: &str| Run {
+        tokens: &tokens,
+        directory: RunDirectory::at(&dir.path().join(name)),
+        shape: shape(2, 32, 2),
+        total: 12,
+        save_every: 6,
+    };
+    let go_on = Interrupter::new();
+    let whole = run("whole");
+    whole.go::<B>(numerics(), None, &go_on).unwrap();
+
+    // The same run, whose state at step 6 alone survives.
+    let parts = run("parts");
+    parts.go::<B>(numerics(), None, &go_on).unwrap();
+    std::fs::remove_dir_all(parts.directory.checkpoint(12)).unwrap();
+    let checkpoint = parts.directory.load(None).unwrap();
+    assert_eq!(checkpoint.state.step, 6);
+    let outcome = parts.go::<B>(numerics(), Some(checkpoint), &go_on).unwrap();
+    assert_eq!(outcome.step, 12);
+
+    let ((a, a_log), (b, b_log)) = (traces(&whole.directory), traces(&parts.directory));
+    assert_eq!(a_log.len(), 12 + 2 + 2);
+    assert_eq!(a_log, b_log);
+    for (kind, a, b) in [
+        ("parameter", &a.parameters, &b.parameters),
+        ("moment", &a.moments, &b.moments),
+    ] {
+        assert!(a.keys().eq(b.keys()) && !a.is_empty());
+        for (name, data) in a {
+            assert!(
+                data.as_bytes() == b[name].as_bytes(),
+                "{kind} {name} differs"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_resumed_run_in_high_precision_equals_an_uninterrupted_one() {
+    check_resume::<Autodiff<NdArray>>(|| Box::new(Unquantized));
+}
+
+#[test]
+fn a_resumed_run_in_nvfp4_with_stochastic_rounding_equals_an_uninterrupted_one() {
+    type B = Nvfp4<Autodiff<NdArray>>;
+    check_resume::<B>(|| {
+        let policy = Policy::paper(presets::NVIDIA)
+            .with_blocks(tiny().n_blocks())
+            .unwrap();
+        // What another run on the device left behind must not matter.
+        burn_nvfp4::set_seed::<B>(&Default::default(), 99);
+        Box::new(Quantized::<B>::new(Default::default(), policy, 7).unwrap())
+    });
+}
+
+#[test]
+fn an_interrupted_run_saves_its_last_step() {
+    let _device = DEVICE
+        .lock()
+        .unwrap_or_else(|poisoned| poisoned.into_inner());
+    let dir = tempfile::tempdir().unwrap();
+    let tokens = tokens(dir.path());
+    let run = Run {
+        tokens: &tokens,
+        directory: RunDirectory::at(&dir.path().join("run")),
+        shape: shape(2, 32, 1),
+        total: 100,
+        save_every: 100,
+    };
+    /// Asks the run to stop while its third step is under way.
+    #[derive(Debug)]
+    struct StopAtThree(InterrupterHandle);
+    struct InterrupterHandle(Interrupter);
+    impl std::fmt::Debug for InterrupterHandle {
+        fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            out.write_str("Interrupter")
+        }
+    }
+    impl Numerics for StopAtThree {
+        fn begin_step(&self, step: u64, _total: u64) {
+            if step == 2 {
+                self.0.0.stop(Some("test"));
+            }
+        }
+        fn take_non_finite(&self) -> Option<String> {
+            None
+        }
+        fn in_high_precision(&self, forward: &mut dyn FnMut()) {
+            forward();
+        }
+    }
+    let stop = Interrupter::new();
+    let numerics = Box::new(StopAtThree(InterrupterHandle(stop.clone())));
+    let outcome = run.go::<Autodiff<NdArray>>(numerics, None, &stop).unwrap();
+    assert_eq!(outcome.step, 3);
+    assert_eq!(run.directory.steps().unwrap(), [3]);
+}

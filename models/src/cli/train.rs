@@ -61,6 +61,7 @@ pub fn train(arguments: &TrainArgs) -> Result<Success, Failure> {
 /// Steps 1 and 2, and the tokens.
 fn prepare(arguments: &TrainArgs) -> Result<Prepared, Failure> {
     let (config, directory, resume) = resolve(arguments)?;
+    backend::check_built(config.precision.backend)?;
     let tokenizer = match &config.data.tokenizer {
         None => Tokenizer::Bytes,
         Some(path) => Tokenizer::from_file(path).map_err(Failure::error)?,

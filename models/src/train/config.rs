@@ -164,6 +164,10 @@ pub enum BackendName {
     Ndarray,
     /// burn-flex.
     Flex,
+    /// burn-wgpu (Vulkan, Metal, DirectX, WebGPU); in builds with the feature `wgpu`.
+    Wgpu,
+    /// burn-cuda; in builds with the feature `cuda`.
+    Cuda,
 }
 
 /// When and on how much to validate.

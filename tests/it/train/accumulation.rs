@@ -25,7 +25,10 @@ fn two_micro_batches_equal_one_of_double_size() {
         let lines = burn_nvfp4_models::train::log::read(&run.directory.path().join("log.jsonl"));
         let mut losses = Vec::new();
         for line in lines.unwrap() {
-            if let LogLine::Step { loss, grad_norm, .. } = line {
+            if let LogLine::Step {
+                loss, grad_norm, ..
+            } = line
+            {
                 losses.push((loss, grad_norm));
             }
         }

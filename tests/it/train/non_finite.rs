@@ -50,10 +50,7 @@ fn a_parameter_that_is_no_number_is_named_with_the_step() {
         error.starts_with("step 3: training stopped, loss NaN"),
         "{error}"
     );
-    assert!(
-        error.contains("the value of norm_f.weight;"),
-        "{error}"
-    );
+    assert!(error.contains("the value of norm_f.weight;"), "{error}");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use burn::backend::autodiff::checkpoint::strategy::BalancedCheckpointing;
 use burn::backend::{Autodiff, Flex, NdArray};
 use burn::module::Param;
 use burn::nn::Linear;
@@ -152,6 +153,22 @@ fn both_orders_give_the_same_bits_under_every_uniform_recipe() {
             let inner = run::<Autodiff<Nvfp4<Flex>>, 3>([2, 24, 64], 48, bias);
             assert!(outer == inner, "flex, {}", preset.name);
         }
+    }
+}
+
+#[test]
+fn recomputing_memory_bound_ops_changes_no_bits() {
+    let _turn = exclusive();
+    for recipe in [
+        presets::NVIDIA,
+        presets::ROW_SCALED,
+        presets::HIGH_PRECISION,
+    ] {
+        use_recipe::<NdArray>(recipe);
+        let kept = run::<Nvfp4<Autodiff<NdArray>>, 2>([32, 64], 48, true);
+        let recomputed =
+            run::<Nvfp4<Autodiff<NdArray, BalancedCheckpointing>>, 2>([32, 64], 48, true);
+        assert!(kept == recomputed);
     }
 }
 

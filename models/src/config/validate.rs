@@ -1,6 +1,5 @@
 //! The check of a configuration, before anything is allocated.
 
-use super::params::ParamSpec;
 use super::{ConfigError, DtLimit, HybridConfig};
 
 /// Largest value of any dimension. Bounds every product below 2^63 and rejects garbage early.

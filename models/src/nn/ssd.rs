@@ -24,7 +24,7 @@
 //! `L` is masked *before* `exp`; above the diagonal the exponent is positive and overflows, and
 //! `inf * 0` in backward is NaN. Inside a chunk exponents are differences of a cumulative sum,
 //! whose rounding is at most one unit of the sum of `|dt a|` over one chunk. Between chunks that
-//! sum grows with the sequence, so there [`segsum`] adds up every segment by itself.
+//! sum grows with the sequence, so there `segsum` adds up every segment by itself.
 //!
 //! Everything is computed in [`wide`], whatever the dtype of x, B and C. The chunk length changes
 //! speed, never results beyond rounding.

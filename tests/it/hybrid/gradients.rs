@@ -1,4 +1,5 @@
-//! Gradients against five-point differences, in f64, for every parameter of a model with every mixer.
+//! Gradients against five-point differences, in f64, for every parameter of a model with every
+//! mixer.
 
 use burn::backend::{Autodiff, NdArray};
 use burn::module::{Module, ModuleMapper, Param, ParamId};

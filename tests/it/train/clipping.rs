@@ -5,7 +5,7 @@ use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
 use burn_nvfp4_models::train::gradients::{average_and_clip, find_non_finite};
-use burn_nvfp4_models::train::step::cross_entropy;
+use burn_nvfp4_models::train::step::next_token_loss;
 
 use super::*;
 
@@ -45,7 +45,7 @@ fn model_and_gradients() -> (HybridLm<B>, GradientsParams) {
     )
     .unwrap();
     let batch = batches.at(0, 0);
-    let loss = cross_entropy(model.forward(batch.inputs), batch.targets);
+    let loss = next_token_loss(&model, batch);
     let grads = GradientsParams::from_grads(loss.backward(), &model);
     (model, grads)
 }

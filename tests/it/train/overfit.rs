@@ -6,7 +6,7 @@ use burn_nvfp4::Nvfp4;
 use burn_nvfp4::recipe::{PRESETS, Policy, Progress};
 use burn_nvfp4_models::train::gradients::average_and_clip;
 use burn_nvfp4_models::train::optim::GroupedAdamW;
-use burn_nvfp4_models::train::step::cross_entropy;
+use burn_nvfp4_models::train::step::next_token_loss;
 
 use super::*;
 
@@ -33,8 +33,7 @@ fn a_tiny_model_overfits_one_batch_under_every_preset() {
         let (mut first, mut last) = (f64::NAN, f64::NAN);
         for step in 0..60 {
             burn_nvfp4::set_progress::<B>(&device, Progress { step, total: 60 });
-            let logits = model.forward(batch.inputs.clone());
-            let loss = cross_entropy(logits, batch.targets.clone());
+            let loss = next_token_loss(&model, batch.clone());
             last = loss.clone().into_data().iter::<f64>().next().unwrap();
             if step == 0 {
                 first = last;

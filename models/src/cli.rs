@@ -8,6 +8,7 @@ pub mod sources;
 pub mod signal;
 pub mod plot;
 pub mod report;
+pub mod prepare;
 pub mod backend;
 pub mod train;
 

@@ -15,6 +15,7 @@ pub mod metrics;
 pub mod renderer;
 mod tap;
 pub mod step;
+pub mod plan;
 pub mod strategy;
 pub mod fit;
 

@@ -173,7 +173,7 @@ fn what_is_wrong_with_the_command_line_or_a_configuration_exits_with_2() {
             "train --batch-size 1099511627776 --config run.toml",
             &["batch.sequences"],
         ),
-        ("train --lr -1 --config run.toml", &["--lr"]),
+        ("train --lr -1 --config run.toml", &["schedule.peak is -1"]),
         (
             "train --lr=nan --config run.toml",
             &["schedule.peak is NaN"],

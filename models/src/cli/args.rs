@@ -68,7 +68,7 @@ pub struct TrainArgs {
     #[arg(long, value_name = "N")]
     pub accumulate: Option<NonZeroUsize>,
     /// Peak learning rate; the last one keeps its ratio to it.
-    #[arg(long, value_name = "RATE")]
+    #[arg(long, value_name = "RATE", allow_negative_numbers = true)]
     pub lr: Option<f64>,
     /// Seed of initial values, data order and random rounding.
     #[arg(long, value_name = "N")]

@@ -7,7 +7,7 @@ use burn_nvfp4::Nvfp4;
 use crate::train::config::BackendName;
 use crate::train::numerics::Quantized;
 
-use super::train::Prepared;
+use super::prepare::Prepared;
 use super::{Failure, Success};
 
 /// Refuses a backend that this build does not have.

@@ -14,9 +14,10 @@ use super::TrainError;
 use super::metrics::{Figure, FigureMetric};
 use super::optim::{GroupedAdamW, OptimizerConfig, write_moments};
 use super::params::write_parameters;
+use super::plan::Outcome;
 use super::renderer::PlainRenderer;
 use super::schedule::{Schedule, WarmupStableDecay};
-use super::strategy::{Components, Outcome, StepStrategy, Trainable};
+use super::strategy::{Components, StepStrategy, Trainable};
 
 /// Where progress is shown.
 pub enum Display {

@@ -28,7 +28,6 @@ use burn::train::{
     SupervisedLearningStrategy, SupervisedTrainingEventProcessor, TrainLoader, TrainStep,
     TrainingComponents, TrainingItem, ValidLoader,
 };
-use serde_json::Value;
 
 use crate::checkpoint::run::{RunCheckpoint, RunDirectory, RunState};
 use crate::data::TokenBatch;
@@ -40,6 +39,7 @@ use super::numerics::Numerics;
 use super::optim::{GroupedAdamW, read_moments};
 use super::output::{Figures, LossOutput, bits_per_byte};
 use super::params::read_parameters;
+use super::plan::{Ending, FinalFigures, Outcome, StepPlan};
 use super::schedule::WarmupStableDecay;
 use super::tap::optimizer_record;
 
@@ -68,66 +68,6 @@ where
         InferenceStep<Input = TokenBatch<B::InnerBackend>, Output = LossOutput<B::InnerBackend>>,
 {
     type Inference = M::InnerModule;
-}
-
-/// The numbers of the loop.
-#[derive(Clone, Debug)]
-pub struct StepPlan {
-    /// Steps that were taken before.
-    pub done: u64,
-    /// Steps of the whole run.
-    pub total: u64,
-    /// Micro-batches in a step.
-    pub accumulate: usize,
-    /// Training tokens in a step.
-    pub tokens_per_step: usize,
-    /// Largest global gradient norm.
-    pub clip_norm: Option<f64>,
-    /// Steps between validations.
-    pub validate_every: u64,
-    /// Steps between checkpoints.
-    pub save_every: u64,
-    /// Checkpoints that stay.
-    pub keep: usize,
-    /// Bytes of text per training token.
-    pub train_bytes_per_token: f64,
-    /// Bytes of text per validation token.
-    pub valid_bytes_per_token: f64,
-    /// See [`RunState::identity`].
-    pub identity: Value,
-    /// See [`RunState::config`].
-    pub config: Value,
-}
-
-/// How a run ended.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Ending {
-    /// After the last step.
-    Finished(FinalFigures),
-    /// On request; a checkpoint was saved.
-    Interrupted,
-}
-
-/// The figures of a finished run.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct FinalFigures {
-    /// Validation loss in the recipe's forward, nats per token.
-    pub recipe: f64,
-    /// Validation loss in high precision, nats per token.
-    pub high_precision: f64,
-}
-
-/// What the loop leaves behind.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Outcome {
-    /// Steps taken in all.
-    pub step: u64,
-    /// How it ended.
-    pub ending: Ending,
-    /// Seconds in the loop, validation and checkpoints included.
-    pub seconds: f64,
-    /// Training tokens per second of training steps alone, over this process.
-    pub tokens_per_second: f64,
 }
 
 /// The loop; see the module.
@@ -420,6 +360,14 @@ impl<B: AutodiffBackend, M: Trainable<B>> Loop<'_, B, M> {
             loss,
             bits_per_byte,
         })?;
+        if forward == Forward::Recipe {
+            self.show_validation(loss, bits_per_byte);
+        }
+        Ok(loss)
+    }
+
+    /// Sends a validation to the metrics, as one item.
+    fn show_validation(&mut self, loss: f64, bits_per_byte: f64) {
         let figures = Figures {
             loss,
             bits_per_byte,
@@ -427,14 +375,14 @@ impl<B: AutodiffBackend, M: Trainable<B>> Loop<'_, B, M> {
             tokens_per_second: f64::NAN,
             seconds_left: f64::NAN,
         };
+        let loss = Tensor::from_floats([loss], &Default::default());
         let item = LossOutput {
-            loss: Tensor::from_floats([loss], &Default::default()),
+            loss,
             tokens: 0,
             figures: Some(figures),
         };
         let item = TrainingItem::new(item, self.progress(), self.progress(), None, None);
         self.events.process_valid(LearnerEvent::ProcessedItem(item));
-        Ok(loss)
     }
 
     /// Saves a checkpoint, once per step.

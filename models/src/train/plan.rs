@@ -1,0 +1,63 @@
+//! What the loop is told, and how it says that it ended.
+
+use serde_json::Value;
+
+/// The numbers of the loop.
+#[derive(Clone, Debug)]
+pub struct StepPlan {
+    /// Steps that were taken before.
+    pub done: u64,
+    /// Steps of the whole run.
+    pub total: u64,
+    /// Micro-batches in a step.
+    pub accumulate: usize,
+    /// Training tokens in a step.
+    pub tokens_per_step: usize,
+    /// Largest global gradient norm.
+    pub clip_norm: Option<f64>,
+    /// Steps between validations.
+    pub validate_every: u64,
+    /// Steps between checkpoints.
+    pub save_every: u64,
+    /// Checkpoints that stay.
+    pub keep: usize,
+    /// Bytes of text per training token.
+    pub train_bytes_per_token: f64,
+    /// Bytes of text per validation token.
+    pub valid_bytes_per_token: f64,
+    /// See [`RunState::identity`](crate::checkpoint::run::RunState::identity).
+    pub identity: Value,
+    /// See [`RunState::config`](crate::checkpoint::run::RunState::config).
+    pub config: Value,
+}
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Ending {
+    /// After the last step.
+    Finished(FinalFigures),
+    /// On request; a checkpoint was saved.
+    Interrupted,
+}
+
+/// The figures of a finished run.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct FinalFigures {
+    /// Validation loss in the recipe's forward, nats per token.
+    pub recipe: f64,
+    /// Validation loss in high precision, nats per token.
+    pub high_precision: f64,
+}
+
+/// What the loop leaves behind.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Outcome {
+    /// Steps taken in all.
+    pub step: u64,
+    /// How it ended.
+    pub ending: Ending,
+    /// Seconds in the loop, validation and checkpoints included.
+    pub seconds: f64,
+    /// Training tokens per second of training steps alone, over this process.
+    pub tokens_per_second: f64,
+}

@@ -79,7 +79,7 @@ pub struct TrainArgs {
     /// Steps between checkpoints.
     #[arg(long, value_name = "N")]
     pub save_every: Option<u64>,
-    /// Directory of the run; runs/<name> if absent.
+    /// Directory of the run; runs/ and the name in the configuration if absent.
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
     /// Continue the run in its directory from the latest checkpoint, or from that of a step.

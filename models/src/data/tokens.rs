@@ -1,6 +1,6 @@
 //! A corpus tokenised once: one memory-mapped file of ids, training part first.
 //!
-//! Layout, little-endian: a header of [`HEADER`] bytes, the byte counts of the training text
+//! Layout, little-endian: a header of 120 bytes, the byte counts of the training text
 //! ([`ByteCounts`]), then the ids as u16 (vocabularies up to 65536) or u32.
 //!
 //! # Split

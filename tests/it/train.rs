@@ -26,8 +26,8 @@ use burn_nvfp4_models::train::fit::{Batches, Display, Trainee, fit};
 use burn_nvfp4_models::train::log::{LogLine, RunLog};
 use burn_nvfp4_models::train::numerics::Numerics;
 use burn_nvfp4_models::train::optim::OptimizerConfig;
-use burn_nvfp4_models::train::schedule::{DecayShape, Schedule};
 use burn_nvfp4_models::train::plan::{Outcome, StepPlan};
+use burn_nvfp4_models::train::schedule::{DecayShape, Schedule};
 use burn_nvfp4_models::train::strategy::StepStrategy;
 use serde_json::json;
 

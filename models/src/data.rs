@@ -25,7 +25,10 @@ pub use tokens::{Split, TokenFile};
 #[non_exhaustive]
 pub enum DataError {
     /// Nothing at the path.
-    #[error("{}: no such file or folder; --data takes a text file or a folder of them", path.display())]
+    #[error(
+        "{}: no such file or folder; --data takes a text file or a folder of them",
+        path.display()
+    )]
     Missing {
         /// What was asked for.
         path: PathBuf,
@@ -59,7 +62,10 @@ pub enum DataError {
         offset: usize,
     },
     /// A folder in which nothing can be used.
-    #[error("{}: no text file in this folder ({skipped}); plain UTF-8 text is needed", path.display())]
+    #[error(
+        "{}: no text file in this folder ({skipped}); plain UTF-8 text is needed",
+        path.display()
+    )]
     NoText {
         /// The folder.
         path: PathBuf,

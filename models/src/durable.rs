@@ -4,8 +4,8 @@
 //! 2. Sync the contents, then every folder on the way.
 //! 3. Rename over the target, sync the parent.
 //!
-//! A crash or a full disk before step 3 leaves the old state; what lies aside is removed at once, or
-//! by the next writer.
+//! A crash or a full disk before step 3 leaves the old state; what lies aside is removed at once,
+//! or by the next writer.
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};

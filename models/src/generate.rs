@@ -1,7 +1,7 @@
 //! Text from a model: one forward of the last tokens per new token, without a cache.
 //!
-//! Greedy, or drawn from the softmax at a temperature among the `top_k` most likely tokens. Draw `i`
-//! is a function of the seed and `i`.
+//! Greedy, or drawn from the softmax at a temperature among the `top_k` most likely tokens. Draw
+//! `i` is a function of the seed and `i`.
 
 use std::cmp::Ordering;
 use std::num::NonZeroUsize;

@@ -1,7 +1,5 @@
 //! The decorated linear: which bits it gives, in both orders, on every CPU backend.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
-
 use burn::backend::autodiff::checkpoint::strategy::BalancedCheckpointing;
 use burn::backend::{Autodiff, Flex, NdArray};
 use burn::module::Param;
@@ -13,11 +11,7 @@ use burn_nvfp4::recipe::{OperandSpec, Policy, Progress, Recipe, presets};
 use burn_nvfp4::{Nvfp4, Nvfp4Engine, layer, precision, set_policy, set_progress, set_seed};
 use tests::golden::{Record, te_nvfp4_directory};
 
-/// Settings are per device and these tests share one: they take turns.
-pub(crate) fn exclusive() -> MutexGuard<'static, ()> {
-    static DEVICE: Mutex<()> = Mutex::new(());
-    DEVICE.lock().unwrap_or_else(PoisonError::into_inner)
-}
+use crate::device::exclusive;
 
 /// Settings as in a fresh process, but for the recipe.
 pub(crate) fn use_recipe<B: Backend>(recipe: Recipe) {

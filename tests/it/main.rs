@@ -4,6 +4,7 @@
     reason = "helper functions of tests count as tests"
 )]
 
+mod device;
 mod format;
 mod quantize;
 mod golden;

@@ -1,7 +1,7 @@
 //! The training loop, end to end on tiny models.
 //!
-//! Everything here that trains holds [`DEVICE`]: policy, seed and step are settings of the one CPU
-//! device, so two runs at the same time would disturb each other.
+//! Everything here that trains holds [`crate::device::exclusive`]: policy, seed and step are
+//! settings of the one CPU device, so two runs at the same time would disturb each other.
 
 mod accumulation;
 mod clipping;
@@ -11,7 +11,7 @@ mod resume;
 
 use std::num::NonZeroUsize;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use burn::tensor::backend::AutodiffBackend;
 use burn::train::Interrupter;
@@ -30,9 +30,6 @@ use burn_nvfp4_models::train::plan::{Outcome, StepPlan};
 use burn_nvfp4_models::train::schedule::{DecayShape, Schedule};
 use burn_nvfp4_models::train::strategy::StepStrategy;
 use serde_json::json;
-
-/// See the module.
-static DEVICE: Mutex<()> = Mutex::new(());
 
 /// One block of each kind, 20 thousand parameters.
 fn tiny() -> HybridConfig {

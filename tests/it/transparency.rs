@@ -17,7 +17,8 @@ use burn::tensor::backend::AutodiffBackend;
 use burn_nvfp4::Nvfp4;
 use burn_nvfp4::recipe::presets;
 
-use crate::linear::{exclusive, use_recipe};
+use crate::device::exclusive;
+use crate::linear::use_recipe;
 
 /// Named results, as bits.
 type Bits = Vec<(&'static str, Vec<u32>)>;

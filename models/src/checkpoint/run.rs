@@ -10,9 +10,10 @@
 //!
 //! There is no generator state and no data position to save: both are functions of seed and step.
 //! A checkpoint is written beside its place, synced and renamed ([`crate::durable`]); older ones go
-//! only after the new one stands. Loading checks sizes and fingerprints before it believes anything.
+//! only after the new one stands. Loading checks sizes and fingerprints before it believes
+//! anything.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -24,7 +25,9 @@ use serde_json::Value;
 
 use crate::data::fingerprint::Fingerprint;
 use crate::durable;
-use crate::train::params::NamedTensors;
+
+/// Tensors by name.
+pub type NamedTensors = BTreeMap<String, TensorData>;
 
 const PARAMETERS: &str = "parameters.safetensors";
 const MOMENTS: &str = "moments.safetensors";
@@ -274,8 +277,8 @@ impl RunDirectory {
     /// Loads and checks the newest checkpoint, or that of a step.
     ///
     /// # Errors
-    /// [`RunError::NoCheckpoint`], [`RunError::NoSuchStep`], [`RunError::Damaged`] with every problem,
-    /// [`RunError::Io`].
+    /// [`RunError::NoCheckpoint`], [`RunError::NoSuchStep`], [`RunError::Damaged`] with every
+    /// problem, [`RunError::Io`].
     pub fn load(&self, step: Option<u64>) -> Result<RunCheckpoint, RunError> {
         let available = self.steps()?;
         let Some(&newest) = available.last() else {

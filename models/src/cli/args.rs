@@ -23,8 +23,7 @@ pub enum Command {
     /// Pretrain a hybrid model. Without arguments: a 1 M-parameter model on the Rust sources of the
     /// locked dependencies, in about three minutes on two cores.
     ///
-    /// Ctrl-C saves a checkpoint and exits with code 130; a second one exits at once. In the full
-    /// screen display, q and then s does the same.
+    /// Ctrl-C saves a checkpoint and exits with code 130; a second one exits at once.
     Train(Box<TrainArgs>),
 }
 

@@ -1,10 +1,14 @@
 //! Ctrl-C: the first one asks the run to stop at the next step, the second one ends the process.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use burn::train::Interrupter;
 
 use super::Failure;
+
+/// How often [`keep_in_raw_mode`] looks at the terminal.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// Exit code after an interrupt: 128 + SIGINT, as shells report it.
 pub const INTERRUPTED: i32 = 130;
@@ -24,4 +28,26 @@ pub fn install(interrupter: &Interrupter) -> Result<(), Failure> {
         super::say("stopping after this step with a checkpoint; once more to stop at once");
     })
     .map_err(|error| Failure::Error(format!("cannot listen for Ctrl-C: {error}")))
+}
+
+/// Lets Ctrl-C be a signal under burn-train's terminal interface too.
+///
+/// The interface puts the terminal into raw mode from a thread of its own, at a time that it does
+/// not tell, and in raw mode Ctrl-C is a key that it ignores. This waits for raw mode and turns
+/// signals on again; the interface restores the terminal to what it was.
+pub fn keep_in_raw_mode() {
+    #[cfg(unix)]
+    std::thread::spawn(|| {
+        use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
+
+        while let Ok(mut terminal) = tcgetattr(std::io::stdin()) {
+            if !terminal.local_modes.contains(LocalModes::ISIG) {
+                terminal.local_modes.insert(LocalModes::ISIG);
+                // Where it fails, the interface's own keys are left.
+                let _ = tcsetattr(std::io::stdin(), OptionalActions::Now, &terminal);
+                return;
+            }
+            std::thread::sleep(LOOK_EVERY);
+        }
+    });
 }

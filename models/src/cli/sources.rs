@@ -1,8 +1,8 @@
 //! The default text: Rust sources of the locked dependencies, found through `cargo metadata`.
 //!
 //! cargo has fetched them to build this command, so they are on every machine that runs it from a
-//! checkout, and the lock file fixes their bytes. A fixed list of packages, in the order of the list,
-//! keeps the text the same whatever else is locked.
+//! checkout, and the lock file fixes their bytes. A fixed list of packages, in the order of the
+//! list, keeps the text the same whatever else is locked.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};

@@ -87,6 +87,7 @@ impl Prepared {
                 every: self.log_every,
             }
         } else {
+            signal::keep_in_raw_mode();
             Display::Terminal
         };
         let schedule = self.config.schedule();

@@ -2,8 +2,9 @@
 //!
 //! 1. The training part is cut into windows of `length` inputs plus one target, stride `length`.
 //! 2. Sample `(step * accumulate + micro) * sequences + row` lies in epoch `sample / windows`.
-//! 3. Each epoch visits every window once, in the order of a keyed permutation: a four-round Feistel
-//!    network on the next power of four, walked until it lands inside (Black and Rogaway 2002).
+//! 3. Each epoch visits every window once, in the order of a keyed permutation: a four-round
+//!    Feistel network on the next power of four, walked until it lands inside (Black and Rogaway
+//!    2002).
 //!
 //! There is no generator and no state but the position, so resuming needs none either.
 

@@ -2,8 +2,8 @@
 //!
 //! FNV-1a's step on 8-byte little-endian words, then on the tail byte by byte, then on the length.
 //! `hash -> (hash ^ word) * odd` is a bijection for a fixed word and injective in the word, so any
-//! change confined to one word changes the result: every flipped bit is found, and a cut is found by
-//! the length. It guards against accidents, not against forgery.
+//! change confined to one word changes the result: every flipped bit is found, and a cut is found
+//! by the length. It guards against accidents, not against forgery.
 
 /// FNV's 64-bit prime.
 const PRIME: u64 = 0x0000_0100_0000_01b3;

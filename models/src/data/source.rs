@@ -1,8 +1,8 @@
 //! Which files a run reads: one text file, or every text file below some folders.
 //!
-//! A file is text if it is valid UTF-8 without a NUL byte. Names that start with a dot are hidden and
-//! passed over, as are binary and empty files, each counted; asked for by name, they are errors.
-//! The order is that of the paths' bytes, so that it is the same on every machine.
+//! A file is text if it is valid UTF-8 without a NUL byte. Names that start with a dot are hidden
+//! and passed over, as are binary and empty files, each counted; asked for by name, they are
+//! errors. The order is that of the paths' bytes, so that it is the same on every machine.
 
 use std::fmt;
 use std::fs;
@@ -52,7 +52,8 @@ impl Corpus {
     /// The text at `path`, a file or a folder.
     ///
     /// # Errors
-    /// [`DataError::Missing`], [`DataError::Io`], or [`DataError::NoText`] for a folder without files.
+    /// [`DataError::Missing`], [`DataError::Io`], or [`DataError::NoText`] for a folder without
+    /// files.
     pub fn at(path: &Path) -> Result<Self, DataError> {
         let metadata = fs::metadata(path).map_err(DataError::io(path, "read"))?;
         if metadata.is_dir() {

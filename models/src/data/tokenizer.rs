@@ -1,8 +1,9 @@
 //! Text to ids and back: bytes by default, or a Hugging Face `tokenizer.json`.
 //!
 //! Documents are separated by one id. For bytes it is 0: text never holds a NUL ([`super::source`]
-//! passes such files over), so the vocabulary stays at 256, a multiple of 16. For a tokenizer file it
-//! is the first of `SEPARATORS` that it knows; without one, documents follow each other directly.
+//! passes such files over), so the vocabulary stays at 256, a multiple of 16. For a tokenizer file
+//! it is the first of `SEPARATORS` that it knows; without one, documents follow each other
+//! directly.
 
 use std::path::{Path, PathBuf};
 
@@ -44,8 +45,8 @@ impl Tokenizer {
     /// Reads a `tokenizer.json`.
     ///
     /// # Errors
-    /// [`DataError::Missing`] or [`DataError::Io`] if it cannot be read, [`DataError::Tokenizer`] if
-    /// it is none.
+    /// [`DataError::Missing`] or [`DataError::Io`] if it cannot be read, [`DataError::Tokenizer`]
+    /// if it is none.
     pub fn from_file(path: &Path) -> Result<Self, DataError> {
         let bytes = std::fs::read(path).map_err(DataError::io(path, "read"))?;
         let unusable = |reason: String| DataError::Tokenizer {

@@ -186,7 +186,8 @@ impl TokenFile {
     /// Opens a token file and checks all of it; `corpus` names it in later messages.
     ///
     /// # Errors
-    /// [`DataError::Missing`], [`DataError::Io`], or [`DataError::Damaged`] with what does not hold.
+    /// [`DataError::Missing`], [`DataError::Io`], or [`DataError::Damaged`] with what does not
+    /// hold.
     pub fn open(path: &Path, corpus: PathBuf) -> Result<Self, DataError> {
         let damaged = |reason: String| DataError::Damaged {
             path: path.to_owned(),

@@ -42,8 +42,8 @@ pub struct Quantized<B: Backend> {
 }
 
 impl<B: Backend> Quantized<B> {
-    /// Sets policy and seed of `device`, and has its operands watched: NaN that is quantized becomes
-    /// a number (numerics §1) and would not show in the loss.
+    /// Sets policy and seed of `device`, and has its operands watched: NaN that is quantized
+    /// becomes a number (numerics §1) and would not show in the loss.
     ///
     /// # Errors
     /// [`RecipeError`] if the policy cannot be used.

@@ -4,8 +4,8 @@
 //! `A_log`, `D`, `dt_bias`) or biases: Megatron's rule (nemotron-h §1.5). The state is two moments
 //! per parameter, in the parameter's dtype (f32), and one step count.
 //!
-//! burn's `OptimizerAdaptor` has one decay for all and keeps its state by random parameter ids; here
-//! the state can be taken out and put back by name, exactly.
+//! burn's `OptimizerAdaptor` has one decay for all and keeps its state by random parameter ids;
+//! here the state can be taken out and put back by name, exactly.
 
 use burn::module::{AutodiffModule, ModuleMapper, ModuleVisitor, Param};
 use burn::optim::adaptor::OptimizerAdaptor;
@@ -17,7 +17,9 @@ use burn::optim::{
 use burn::tensor::{Tensor, backend::AutodiffBackend};
 use serde::{Deserialize, Serialize};
 
-use super::params::{FieldPath, NamedTensors};
+use crate::checkpoint::run::NamedTensors;
+
+use super::params::FieldPath;
 
 /// Numbers of AdamW and of gradient clipping.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]

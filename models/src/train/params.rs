@@ -6,10 +6,9 @@
 use std::collections::BTreeMap;
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
-use burn::tensor::{Tensor, TensorData, backend::Backend};
+use burn::tensor::{Tensor, backend::Backend};
 
-/// Tensors by name.
-pub type NamedTensors = BTreeMap<String, TensorData>;
+use crate::checkpoint::run::NamedTensors;
 
 /// The field names from the root to the current module.
 ///

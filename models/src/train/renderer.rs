@@ -1,7 +1,8 @@
-//! Progress as plain lines, for pipes, logs and `--plain`: burn-train's renderer interface on a sink.
+//! Progress as plain lines, for pipes, logs and `--plain`: burn-train's renderer interface on a
+//! sink.
 //!
-//! One line every few steps and one per validation. A sink that fails (a closed pipe) is ignored: the
-//! run is worth more than its display, and the jsonl log has every number.
+//! One line every few steps and one per validation. A sink that fails (a closed pipe) is ignored:
+//! the run is worth more than its display, and the jsonl log has every number.
 
 use std::collections::HashMap;
 use std::error::Error;

@@ -46,6 +46,9 @@ use super::tap::optimizer_record;
 /// The types of a run: any backend, our schedule and optimizer, any model.
 pub type Components<B, M> = LearningComponentsMarker<B, WarmupStableDecay, M, GroupedAdamW<B, M>>;
 
+/// A batch without autodiff.
+type InnerBatch<B> = TokenBatch<<B as AutodiffBackend>::InnerBackend>;
+
 /// What a model has to be to be trained here: a loss per micro-batch.
 pub trait Trainable<B: AutodiffBackend>:
     AutodiffModule<B, InnerModule = Self::Inference>
@@ -54,7 +57,7 @@ pub trait Trainable<B: AutodiffBackend>:
     + 'static
 {
     /// The model without autodiff.
-    type Inference: InferenceStep<Input = TokenBatch<B::InnerBackend>, Output = LossOutput<B::InnerBackend>>;
+    type Inference: InferenceStep<Input = InnerBatch<B>, Output = LossOutput<B::InnerBackend>>;
 }
 
 impl<B, M> Trainable<B> for M

@@ -1,9 +1,9 @@
 //! Gets the optimizer's state out of burn-train's `Learner`.
 //!
-//! The learner keeps its optimizer private; the only way out is burn's `LearningCheckpointer`, which
-//! hands records to `Checkpointer`s on threads and panics when one fails. So the checkpointers here
-//! do nothing but pass the optimizer's record on; [`crate::checkpoint::run`] writes it, and reports
-//! what goes wrong.
+//! The learner keeps its optimizer private; the only way out is burn's `LearningCheckpointer`,
+//! which hands records to `Checkpointer`s on threads and panics when one fails. So the
+//! checkpointers here do nothing but pass the optimizer's record on; [`crate::checkpoint::run`]
+//! writes it, and reports what goes wrong.
 
 use std::sync::{Arc, Mutex, PoisonError};
 

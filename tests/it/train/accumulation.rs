@@ -4,12 +4,11 @@ use burn::backend::{Autodiff, NdArray};
 use burn_nvfp4_models::train::numerics::Unquantized;
 
 use super::*;
+use crate::device::exclusive;
 
 #[test]
 fn two_micro_batches_equal_one_of_double_size() {
-    let _device = DEVICE
-        .lock()
-        .unwrap_or_else(|poisoned| poisoned.into_inner());
+    let _device = exclusive();
     let dir = tempfile::tempdir().unwrap();
     let tokens = tokens(dir.path());
     let losses = |name: &str, shape| {

@@ -8,6 +8,7 @@ use burn_nvfp4_models::train::gradients::{average_and_clip, find_non_finite};
 use burn_nvfp4_models::train::step::next_token_loss;
 
 use super::*;
+use crate::device::exclusive;
 
 type B = Autodiff<NdArray>;
 
@@ -52,9 +53,7 @@ fn model_and_gradients() -> (HybridLm<B>, GradientsParams) {
 
 #[test]
 fn the_norm_is_that_of_all_gradients_together_and_clipping_reaches_the_limit() {
-    let _device = DEVICE
-        .lock()
-        .unwrap_or_else(|poisoned| poisoned.into_inner());
+    let _device = exclusive();
     let (model, mut grads) = model_and_gradients();
     let before = norm(&model, &grads);
     assert!(before > 0.5, "{before}");
@@ -79,9 +78,7 @@ fn the_norm_is_that_of_all_gradients_together_and_clipping_reaches_the_limit() {
 
 #[test]
 fn a_gradient_that_is_not_finite_is_named() {
-    let _device = DEVICE
-        .lock()
-        .unwrap_or_else(|poisoned| poisoned.into_inner());
+    let _device = exclusive();
     let (model, mut grads) = model_and_gradients();
     assert_eq!(find_non_finite::<B, _>(&model, &grads), None);
     let id = model

@@ -7,15 +7,14 @@ use burn_nvfp4::recipe::{Policy, presets};
 use burn_nvfp4_models::train::numerics::{Quantized, Unquantized};
 
 use super::*;
+use crate::device::exclusive;
 
 /// Trains two steps, then puts a NaN into a parameter of the checkpoint and goes on.
 fn error_with_nan_in<B: AutodiffBackend>(
     parameter: &str,
     numerics: impl Fn() -> Box<dyn Numerics>,
 ) -> String {
-    let _device = DEVICE
-        .lock()
-        .unwrap_or_else(|poisoned| poisoned.into_inner());
+    let _device = exclusive();
     let dir = tempfile::tempdir().unwrap();
     let tokens = tokens(dir.path());
     let run = Run {

@@ -9,14 +9,13 @@ use burn_nvfp4_models::train::optim::GroupedAdamW;
 use burn_nvfp4_models::train::step::next_token_loss;
 
 use super::*;
+use crate::device::exclusive;
 
 type B = Nvfp4<Autodiff<NdArray>>;
 
 #[test]
 fn a_tiny_model_overfits_one_batch_under_every_preset() {
-    let _device = DEVICE
-        .lock()
-        .unwrap_or_else(|poisoned| poisoned.into_inner());
+    let _device = exclusive();
     let dir = tempfile::tempdir().unwrap();
     let device = Default::default();
     let batch = TrainBatches::<B>::new(tokens(dir.path()), shape(2, 32, 1), 0, 0, device)

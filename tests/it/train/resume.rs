@@ -7,6 +7,7 @@ use burn_nvfp4_models::train::log::{self, LogLine};
 use burn_nvfp4_models::train::numerics::{Quantized, Unquantized};
 
 use super::*;
+use crate::device::exclusive;
 
 /// Every bit that a run leaves behind: its last checkpoint, and its losses, norms and rates.
 fn traces(directory: &RunDirectory) -> (RunCheckpoint, Vec<String>) {
@@ -43,9 +44,7 @@ fn traces(directory: &RunDirectory) -> (RunCheckpoint, Vec<String>) {
 
 /// Twelve steps at once against six, a new start of everything, and six more.
 fn check_resume<B: AutodiffBackend>(numerics: impl Fn() -> Box<dyn Numerics>) {
-    let _device = DEVICE
-        .lock()
-        .unwrap_or_else(|poisoned| poisoned.into_inner());
+    let _device = exclusive();
     let dir = tempfile::tempdir().unwrap();
     let tokens = tokens(dir.path());
     let run = |name: &str| Run {
@@ -105,9 +104,7 @@ fn a_resumed_run_in_nvfp4_with_stochastic_rounding_equals_an_uninterrupted_one()
 
 #[test]
 fn an_interrupted_run_saves_its_last_step() {
-    let _device = DEVICE
-        .lock()
-        .unwrap_or_else(|poisoned| poisoned.into_inner());
+    let _device = exclusive();
     let dir = tempfile::tempdir().unwrap();
     let tokens = tokens(dir.path());
     let run = Run {

@@ -196,6 +196,51 @@ mod tests {
         assert_eq!(Tokenizer::Bytes.decode(&ids), text.as_bytes());
     }
 
+    /// A byte-level BPE of two merges, as Hugging Face writes it.
+    fn byte_level_bpe() -> String {
+        let alphabet = tokenizers::pre_tokenizers::byte_level::ByteLevel::alphabet();
+        let mut symbols: Vec<String> = alphabet.into_iter().map(String::from).collect();
+        symbols.sort_unstable();
+        symbols.extend(["th".to_owned(), "the".to_owned()]);
+        let vocab: serde_json::Map<_, _> = symbols
+            .into_iter()
+            .enumerate()
+            .map(|(id, symbol)| (symbol, id.into()))
+            .collect();
+        let byte_level = serde_json::json!({
+            "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true
+        });
+        serde_json::json!({
+            "version": "1.0",
+            "added_tokens": [],
+            "pre_tokenizer": byte_level,
+            "decoder": byte_level,
+            "model": {
+                "type": "BPE",
+                "vocab": vocab,
+                "merges": [["t", "h"], ["th", "e"]],
+            },
+        })
+        .to_string()
+    }
+
+    #[test]
+    fn a_hugging_face_tokenizer_merges_and_loses_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tokenizer.json");
+        std::fs::write(&path, byte_level_bpe()).unwrap();
+        let tokenizer = Tokenizer::from_file(&path).unwrap();
+        assert_eq!(tokenizer.vocab_size(), 258);
+        let text = "the thé\n  other\tthem\n";
+        let mut ids = Vec::new();
+        tokenizer
+            .encode_into(text, Path::new("t"), &mut ids)
+            .unwrap();
+        // Three times "the", two bytes fewer each, and once "th", one byte fewer.
+        assert_eq!(ids.len(), text.len() - 3 * 2 - 1);
+        assert_eq!(tokenizer.decode(&ids), text.as_bytes());
+    }
+
     #[test]
     fn pieces_end_at_line_ends_and_add_up() {
         let text = "0123456789abcde\n".repeat(PIECE / 4);

@@ -16,7 +16,9 @@ use crate::nn::pass::{Observer, Pass};
 use crate::nn::source::ParamSource;
 use crate::nn::wide;
 use block::{Block, Mixer};
+use field_path::FieldPath;
 
+pub(crate) mod field_path;
 pub mod block;
 pub mod init;
 
@@ -188,7 +190,7 @@ impl<B: Backend> HybridLm<B> {
     /// All parameters, in module order.
     pub fn parameters(&self) -> Vec<ParamInfo> {
         let mut list = ListParams {
-            path: Vec::new(),
+            path: FieldPath::default(),
             found: Vec::new(),
         };
         self.visit(&mut list);
@@ -213,34 +215,24 @@ impl<B: Backend> ModuleMapper<B> for CastMatrices {
 
 /// Collects parameters with their paths.
 struct ListParams {
-    /// One entry per open module; none for enum variants, which are not part of names.
-    path: Vec<Option<String>>,
+    path: FieldPath,
     found: Vec<ParamInfo>,
 }
 
 impl<B: Backend> ModuleVisitor<B> for ListParams {
-    fn enter_module(&mut self, name: &str, container_type: &str) {
-        self.path
-            .push((!container_type.starts_with("Enum:")).then(|| name.into()));
+    fn enter_module(&mut self, name: &str, container: &str) {
+        self.path.enter(name, container);
     }
 
-    fn exit_module(&mut self, _name: &str, _container_type: &str) {
-        self.path.pop();
+    fn exit_module(&mut self, _name: &str, _container: &str) {
+        self.path.exit();
     }
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
-        let name = self
-            .path
-            .iter()
-            .flatten()
-            .map(String::as_str)
-            .collect::<Vec<_>>()
-            .join(".");
-        let shape = param.lazy_shape().to_vec();
         self.found.push(ParamInfo {
             id: param.id,
-            name,
-            shape,
+            name: self.path.name(),
+            shape: param.lazy_shape().to_vec(),
             decays: D > 1,
         });
     }

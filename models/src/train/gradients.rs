@@ -7,7 +7,7 @@ use burn::module::{AutodiffModule, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::{DType, Tensor, backend::AutodiffBackend};
 
-use super::params::FieldPath;
+use crate::hybrid::field_path::FieldPath;
 
 /// Multiplies the gradients by `average`, then clips their global norm at `clip_norm`; returns the
 /// norm before clipping.

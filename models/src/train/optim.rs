@@ -18,8 +18,7 @@ use burn::tensor::{Tensor, backend::AutodiffBackend};
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::run::NamedTensors;
-
-use super::params::FieldPath;
+use crate::hybrid::field_path::FieldPath;
 
 /// Numbers of AdamW and of gradient clipping.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]

@@ -5,6 +5,8 @@ pub mod format;
 pub mod recipe;
 pub mod rng;
 pub mod cpu;
+#[cfg(feature = "cubecl")]
+pub mod kernels;
 mod scope;
 mod runtime;
 pub mod engine;

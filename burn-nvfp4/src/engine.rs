@@ -7,7 +7,7 @@
 //! divides to 2.5 ULP and may flush subnormals, while a block scale is one exact quotient away from
 //! another code (numerics §2). A backend in host memory overrides the two accessors
 //! ([`read_matrix`](Nvfp4Engine::read_matrix), [`from_values`](Nvfp4Engine::from_values)) and so
-//! runs the same code in place.
+//! runs the same code in place. A backend with a device overrides quantization and GEMM.
 
 mod operand;
 mod host;
@@ -21,13 +21,22 @@ mod ndarray;
 mod flex;
 #[cfg(feature = "cubecl")]
 mod cube;
+#[cfg(feature = "cubecl")]
+mod fusion;
+
+use std::borrow::Cow;
 
 use burn_backend::tensor::{Device, FloatTensor};
 use burn_backend::{Backend, DType, Shape, TensorData, TensorMetadata, read_sync};
 
 pub use host::{HostMatrix, HostSlice, MemoryOrder};
-pub use operand::{Lifetime, Operand, OperandRequest, Reading};
+pub use linear::{Kept, Like, Wanted};
+pub use operand::{
+    DeviceDecoded, DeviceOperand, DevicePacked, DeviceScales, Lifetime, Operand, OperandRequest,
+    PackedLayout,
+};
 
+pub use crate::format::Reading;
 use crate::runtime::LinearPlan;
 
 /// A backend whose linears can run on quantized operands.
@@ -58,6 +67,29 @@ pub trait Nvfp4Engine: Backend {
         host::quantize::<Self>(x, request)
     }
 
+    /// Quantizes several operands of the same tensor, in one pass over it where the backend can.
+    fn quantize_operands(
+        x: FloatTensor<Self>,
+        requests: &[OperandRequest<'_>],
+    ) -> Vec<Operand<Self>> {
+        requests
+            .iter()
+            .map(|request| Self::quantize_operand(x.clone(), request))
+            .collect()
+    }
+
+    /// True if one packing of a transposable operand serves a GEMM along either axis. Tensor cores
+    /// that read packed operands want the contraction axis last, so there each axis has its own.
+    fn packs_for_both_axes(_device: &Device<Self>) -> bool {
+        true
+    }
+
+    /// True if [`gemm`](Self::gemm) is also to run the GEMMs whose operands are not quantized;
+    /// otherwise those are Burn's own ops.
+    fn has_own_gemm(_device: &Device<Self>) -> bool {
+        false
+    }
+
     /// Multiplies `lhs [m, k]` by the transpose of `rhs [n, k]` with f32 accumulation, applies the
     /// tensor scales, adds `bias [n]` in f32, and rounds once to the dtype of `output`.
     fn gemm(
@@ -69,6 +101,51 @@ pub trait Nvfp4Engine: Backend {
         host::gemm::<Self>(lhs, rhs, bias, output)
     }
 
+    /// `Y = X W + b`, and the operands that backward will need.
+    ///
+    /// This and the three that follow are whole passes of a linear. The defaults put them together
+    /// from the methods above; a backend that records operations overrides them to record one.
+    fn fprop(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: Option<FloatTensor<Self>>,
+        plan: &LinearPlan,
+        wanted: Wanted,
+    ) -> (FloatTensor<Self>, Kept<Self>) {
+        linear::fprop::<Self>(x, weight, bias, plan, wanted)
+    }
+
+    /// `dX` and `dW` from what forward has kept: each if its operand is there.
+    fn backward(
+        kept: Kept<Self>,
+        dy: FloatTensor<Self>,
+        plan: &LinearPlan,
+        x: Like,
+        weight: Like,
+    ) -> (Option<FloatTensor<Self>>, Option<FloatTensor<Self>>) {
+        linear::backward::<Self>(kept, dy, plan, x, weight)
+    }
+
+    /// `dX = dY Wᵀ` where forward has kept nothing.
+    fn x_backward(
+        weight: FloatTensor<Self>,
+        dy: FloatTensor<Self>,
+        plan: &LinearPlan,
+        x: Like,
+    ) -> FloatTensor<Self> {
+        linear::x_backward::<Self>(weight, dy, plan, x)
+    }
+
+    /// `dW = Xᵀ dY` where forward has kept nothing.
+    fn weight_backward(
+        x: FloatTensor<Self>,
+        dy: FloatTensor<Self>,
+        plan: &LinearPlan,
+        weight: Like,
+    ) -> FloatTensor<Self> {
+        linear::weight_backward::<Self>(x, dy, plan, weight)
+    }
+
     /// Runs a whole linear. Base backends keep the default; `Autodiff` puts its node here.
     fn linear_with_plan(
         x: FloatTensor<Self>,
@@ -76,14 +153,14 @@ pub trait Nvfp4Engine: Backend {
         bias: Option<FloatTensor<Self>>,
         plan: LinearPlan,
     ) -> FloatTensor<Self> {
-        linear::fprop::<Self>(x, weight, bias, &plan, linear::Wanted::Nothing).0
+        Self::fprop(x, weight, bias, &plan, Wanted::Nothing).0
     }
 
     /// Says what runs how on `device`.
     fn support(_device: &Device<Self>) -> Support {
         Support {
-            quantize: "cpu, on a host copy of each operand",
-            gemm: "emulated: f32 GEMM of decoded operands on the host",
+            quantize: "cpu, on a host copy of each operand".into(),
+            gemm: "emulated: f32 GEMM of decoded operands on the host".into(),
         }
     }
 }
@@ -102,15 +179,15 @@ pub struct Output<'a, B: Backend> {
 /// Support of the backends whose tensors lie in host memory.
 #[cfg(any(feature = "ndarray", feature = "flex"))]
 const IN_PLACE: Support = Support {
-    quantize: "cpu, on the tensor's own buffer",
-    gemm: "emulated: f32 GEMM of decoded operands",
+    quantize: Cow::Borrowed("cpu, on the tensor's own buffer"),
+    gemm: Cow::Borrowed("emulated: f32 GEMM of decoded operands"),
 };
 
 /// How a backend runs the parts of a quantized linear, in words.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Support {
     /// Where and by what operands are quantized.
-    pub quantize: &'static str,
+    pub quantize: Cow<'static, str>,
     /// Where and by what the GEMM runs.
-    pub gemm: &'static str,
+    pub gemm: Cow<'static, str>,
 }

@@ -154,6 +154,20 @@ pub struct NonFinite {
     pub operand: &'static str,
 }
 
+/// Asks a device what it found; see [`set_probe`].
+type Probe = Box<dyn Fn() -> Option<NonFinite> + Send + Sync>;
+
+static PROBES: LazyLock<RwLock<HashMap<Key, Probe>>> = LazyLock::new(RwLock::default);
+
+/// Has [`take_non_finite`] ask an engine whose findings stay in the device's memory.
+#[cfg(feature = "cubecl")]
+pub(crate) fn set_probe<B: Backend>(device: &B::Device, probe: Probe) {
+    let mut probes = PROBES
+        .write()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    probes.insert(key::<B>(device), probe);
+}
+
 /// Starts or stops looking for NaN and infinity in the operands that are quantized on `device`.
 ///
 /// Costs one pass over each operand.
@@ -175,9 +189,23 @@ pub(crate) fn report_non_finite<B: Backend>(device: &B::Device, found: NonFinite
 }
 
 /// The first non-finite operand since the last call, if [`set_watch`] is on.
+///
+/// Waits for a device that quantizes in its own memory.
 pub fn take_non_finite<B: Backend>(device: &B::Device) -> Option<NonFinite> {
     let mut table = NON_FINITE
         .write()
         .unwrap_or_else(std::sync::PoisonError::into_inner);
-    table.remove(&key::<B>(device))
+    let seen = table.remove(&key::<B>(device));
+    drop(table);
+    let probes = PROBES
+        .read()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    let Some(probe) = probes.get(&key::<B>(device)) else {
+        return seen;
+    };
+    // Operations that a backend has only recorded so far count as well. A device that cannot be
+    // waited for has failed, and whatever reads a result next says how.
+    let _ = B::sync(device);
+    let found = probe();
+    seen.or(found)
 }

@@ -28,16 +28,16 @@ pub(crate) fn dgrad<B: Nvfp4Engine>(
     weight: FloatTensor<B>,
     output_grad: FloatTensor<B>,
 ) -> FloatTensor<B> {
-    let plan = runtime::plan::<B>(&B::float_device(&output_grad));
-    if !plan.recipe.dgrad.is_quantized() {
+    let device = B::float_device(&output_grad);
+    let plan = runtime::plan::<B>(&device);
+    if !plan.recipe.dgrad.is_quantized() && !B::has_own_gemm(&device) {
         return B::linear_x_backward(weight, output_grad);
     }
     let mut shape = output_grad.shape();
     let rank = shape.num_dims();
     shape[rank - 1] = weight.shape()[0];
     let dtype = output_grad.dtype();
-    let weight = linear::weight_for_dgrad::<B>(weight, &plan);
-    linear::dgrad::<B>(&weight, output_grad, &plan, (shape, dtype))
+    B::x_backward(weight, output_grad, &plan, (shape, dtype))
 }
 
 /// `dW = Xᵀ dY`.
@@ -45,15 +45,15 @@ pub(crate) fn wgrad<B: Nvfp4Engine>(
     x: FloatTensor<B>,
     output_grad: FloatTensor<B>,
 ) -> FloatTensor<B> {
-    let plan = runtime::plan::<B>(&B::float_device(&output_grad));
-    if !plan.recipe.wgrad.is_quantized() {
+    let device = B::float_device(&output_grad);
+    let plan = runtime::plan::<B>(&device);
+    if !plan.recipe.wgrad.is_quantized() && !B::has_own_gemm(&device) {
         return B::linear_weight_backward(x, output_grad);
     }
     let last = |tensor: &FloatTensor<B>| tensor.shape()[tensor.shape().num_dims() - 1];
     let shape = Shape::new([last(&x), last(&output_grad)]);
     let dtype = master_dtype(x.dtype());
-    let x = linear::x_for_wgrad::<B>(x, &plan);
-    linear::wgrad::<B>(&x, output_grad, &plan, (shape, dtype))
+    B::weight_backward(x, output_grad, &plan, (shape, dtype))
 }
 
 /// `db`, the sum of `dY` over tokens.

@@ -11,9 +11,9 @@ use burn_autodiff::grads::Gradients;
 use burn_autodiff::ops::{Backward, Ops, OpsKind, OpsPrep};
 use burn_backend::ops::ModuleOps;
 use burn_backend::tensor::{Device, FloatTensor};
-use burn_backend::{Backend, DType, Shape, TensorMetadata};
+use burn_backend::{Backend, DType, TensorMetadata};
 
-use super::linear::{self, Kept, Wanted};
+use super::linear::{self, Kept, Like, Wanted};
 use super::{HostMatrix, Nvfp4Engine, Support};
 use crate::runtime::LinearPlan;
 
@@ -26,8 +26,8 @@ struct QuantizedLinear;
 struct Saved<B: Backend> {
     plan: LinearPlan,
     kept: Kept<B>,
-    x: (Shape, DType),
-    weight: (Shape, DType),
+    x: Like,
+    weight: Like,
     bias: Option<DType>,
 }
 
@@ -49,7 +49,7 @@ impl<B: Nvfp4Engine, const N: usize> Backward<B, N> for QuantizedLinear {
         if let (Some(Some(node)), Some(dtype)) = (parents.next(), bias) {
             grads.register::<B>(node.id, linear::bias_grad::<B>(dy.clone(), dtype));
         }
-        let (dx, dw) = linear::backward::<B>(kept, dy, &plan, x, weight);
+        let (dx, dw) = B::backward(kept, dy, &plan, x, weight);
         for (node, grad) in [(x_node, dx), (weight_node, dw)] {
             if let (Some(node), Some(grad)) = (node, grad) {
                 grads.register::<B>(node.id, grad);
@@ -73,7 +73,8 @@ impl<B: Nvfp4Engine, C: CheckpointStrategy> Nvfp4Engine for Autodiff<B, C> {
         // `BalancedCheckpointing`. It cannot mix dtypes; ours can.
         let dtype = x.dtype();
         let one_dtype = weight.dtype() == dtype && bias.as_ref().is_none_or(|b| b.dtype() == dtype);
-        if !plan.recipe.is_quantized() && one_dtype {
+        let own_gemm = B::has_own_gemm(&B::float_device(&x.primitive));
+        if !plan.recipe.is_quantized() && one_dtype && !own_gemm {
             return <Self as ModuleOps<Self>>::linear(x, weight, bias);
         }
         // The number of parents is a const generic of burn-autodiff.
@@ -120,7 +121,7 @@ fn record<B: Nvfp4Engine, C: CheckpointStrategy, const N: usize>(
             let x_is = (x.shape(), x.dtype());
             let weight_is = (weight.shape(), weight.dtype());
             let bias_is = bias.as_ref().map(TensorMetadata::dtype);
-            let (y, kept) = linear::fprop::<B>(x, weight, bias, &plan, wanted);
+            let (y, kept) = B::fprop(x, weight, bias, &plan, wanted);
             prep.finish(
                 Saved {
                     plan,
@@ -133,7 +134,7 @@ fn record<B: Nvfp4Engine, C: CheckpointStrategy, const N: usize>(
             )
         }
         OpsKind::UnTracked(prep) => {
-            prep.finish(linear::fprop::<B>(x, weight, bias, &plan, Wanted::Nothing).0)
+            prep.finish(B::fprop(x, weight, bias, &plan, Wanted::Nothing).0)
         }
     }
 }

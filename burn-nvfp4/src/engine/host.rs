@@ -169,7 +169,7 @@ pub(super) fn quantize<B: Nvfp4Engine>(
             runtime::report_non_finite::<B>(&device, NonFinite { layer, operand });
         }
         match request.lifetime {
-            Lifetime::Kept => Operand::Packed {
+            Lifetime::Kept | Lifetime::NowAndKept => Operand::Packed {
                 matrix: Arc::new(matrix.quantize(request)),
                 reading: Reading::AsPacked,
             },
@@ -225,6 +225,7 @@ fn decode<B: Nvfp4Engine>(operand: &Operand<B>) -> Arc<DecodedMatrix> {
                 scale,
             })
         }
+        Operand::Device(_) => unreachable!("the portable engine makes no operand in device memory"),
         Operand::HighPrecision { tensor, along } => {
             Arc::new(B::read_matrix(tensor.clone(), |matrix| {
                 let [(rows, row_stride), (k, k_stride)] = matrix.strides(*along);

@@ -10,10 +10,11 @@
 //! | wgrad | `Xᵀ [d_input, tokens]` | `dYᵀ [d_output, tokens]` | `dW [d_input, d_output]` |
 //!
 //! A GEMM without a quantized operand is Burn's own op on the tensors as they came, hence the same
-//! bits as without the decorator. Each input gets a gradient of its own dtype; a bias gradient is
-//! the sum of the unquantized `dY`. Nothing here decides what is quantized: the plan does.
+//! bits as without the decorator, unless the engine brings a GEMM of its own for those too. Each
+//! input gets a gradient of its own dtype; a bias gradient is the sum of the unquantized `dY`.
+//! Nothing here decides what is quantized: the plan does.
 
-use burn_backend::tensor::FloatTensor;
+use burn_backend::tensor::{Device, FloatTensor};
 use burn_backend::{Backend, DType, Shape, TensorMetadata};
 
 use super::{Lifetime, Nvfp4Engine, Operand, OperandRequest, Output};
@@ -30,7 +31,7 @@ const KEPT: Stream = Stream::Other(1);
 
 /// Which operands backward will need: the weight if `X` has a gradient, `X` if the weight has one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Wanted {
+pub enum Wanted {
     /// No backward.
     Nothing,
     /// `W`, for dgrad.
@@ -42,23 +43,28 @@ pub(crate) enum Wanted {
 }
 
 impl Wanted {
-    fn weight(self) -> bool {
+    /// True if dgrad will run.
+    pub const fn weight(self) -> bool {
         matches!(self, Self::Weight | Self::Both)
     }
 
-    fn x(self) -> bool {
+    /// True if wgrad will run.
+    pub const fn x(self) -> bool {
         matches!(self, Self::X | Self::Both)
     }
 }
 
 /// What backward needs of forward, as dgrad and wgrad read it.
 #[derive(Clone, Debug)]
-pub(crate) struct Kept<B: Backend> {
+pub struct Kept<B: Backend> {
     /// rhs of dgrad.
-    pub(crate) weight: Option<Operand<B>>,
+    pub weight: Option<Operand<B>>,
     /// lhs of wgrad.
-    pub(crate) x: Option<Operand<B>>,
+    pub x: Option<Operand<B>>,
 }
+
+/// Shape and dtype of a gradient: those of what it is the gradient of.
+pub type Like = (Shape, DType);
 
 /// `Y = X W + b`, and the operands that backward will need.
 pub(crate) fn fprop<B: Nvfp4Engine>(
@@ -73,6 +79,7 @@ pub(crate) fn fprop<B: Nvfp4Engine>(
     let rank = shape.num_dims();
     shape[rank - 1] = weight.shape()[1];
 
+    let kept = KeptUses::new(plan, wanted);
     let lhs = Shared::new(
         x.clone(),
         Use {
@@ -80,7 +87,7 @@ pub(crate) fn fprop<B: Nvfp4Engine>(
             along: Contraction::Columns,
             operand: "fprop.lhs",
         },
-        wanted.x().then(|| wgrad_x_use(plan)),
+        kept.x,
     );
     let rhs = Shared::new(
         weight.clone(),
@@ -89,31 +96,31 @@ pub(crate) fn fprop<B: Nvfp4Engine>(
             along: Contraction::Rows,
             operand: "fprop.rhs",
         },
-        wanted.weight().then(|| dgrad_weight_use(plan)),
+        kept.weight,
     );
-    let kept = |rhs: &Shared<B>, lhs: &Shared<B>, weight, x| Kept {
-        weight: rhs.kept(plan, weight),
-        x: lhs.kept(plan, x),
-    };
-
-    if !recipe.fprop.is_quantized() {
+    let device = B::float_device(&x);
+    if !recipe.fprop.is_quantized() && !B::has_own_gemm(&device) {
         let dtype = x.dtype();
         let y = B::linear(
             x,
             cast::<B>(weight, dtype),
             bias.map(|bias| cast::<B>(bias, dtype)),
         );
-        return (y, kept(&rhs, &lhs, None, None));
+        let (weight, x) = (rhs.later(plan), lhs.later(plan));
+        return (y, Kept { weight, x });
     }
-    let device = B::float_device(&x);
     let output = Output {
         shape,
         dtype: x.dtype(),
         device: &device,
     };
-    let (x, weight) = (lhs.now(plan), rhs.now(plan));
-    let y = B::gemm(&x, &weight, bias, output);
-    (y, kept(&rhs, &lhs, Some(&weight), Some(&x)))
+    let ((lhs, kept_x), (rhs, kept_weight)) = (lhs.quantize(plan), rhs.quantize(plan));
+    let y = B::gemm(&lhs, &rhs, bias, output);
+    let kept = Kept {
+        weight: kept_weight,
+        x: kept_x,
+    };
+    (y, kept)
 }
 
 /// `dX = dY Wᵀ` in the shape and dtype of `X`.
@@ -121,22 +128,31 @@ pub(crate) fn dgrad<B: Nvfp4Engine>(
     weight: &Operand<B>,
     dy: FloatTensor<B>,
     plan: &LinearPlan,
-    (shape, dtype): (Shape, DType),
+    like: Like,
 ) -> FloatTensor<B> {
-    if let (OperandSpec::HighPrecision, Operand::HighPrecision { tensor, .. }) =
-        (plan.recipe.dgrad.lhs, weight)
-    {
-        let weight = cast::<B>(tensor.clone(), dy.dtype());
-        return cast::<B>(B::linear_x_backward(weight, dy), dtype);
+    if let Some((weight, dy)) = plain_dgrad::<B>(weight, &dy, plan) {
+        return cast::<B>(B::linear_x_backward(weight, dy), like.1);
     }
     let device = B::float_device(&dy);
-    let output = Output {
-        shape,
-        dtype,
-        device: &device,
-    };
-    let dy = quantize_dy::<B>(dy, plan, dgrad_use(plan), Lifetime::OneGemm);
-    B::gemm(&dy, weight, None, output)
+    let dy = dgrad_use(plan).quantize::<B>(dy, plan, Stream::Dgrad, Lifetime::OneGemm);
+    B::gemm(&dy, weight, None, output::<B>(like, &device))
+}
+
+/// The operands of Burn's own op, if dgrad is that.
+fn plain_dgrad<B: Nvfp4Engine>(
+    weight: &Operand<B>,
+    dy: &FloatTensor<B>,
+    plan: &LinearPlan,
+) -> Option<(FloatTensor<B>, FloatTensor<B>)> {
+    match (plan.recipe.dgrad.lhs, weight) {
+        (OperandSpec::HighPrecision, Operand::HighPrecision { tensor, .. })
+            if !B::has_own_gemm(&B::float_device(dy)) =>
+        {
+            let weight = cast::<B>(tensor.clone(), dy.dtype());
+            Some((weight, dy.clone()))
+        }
+        _ => None,
+    }
 }
 
 /// `dW = Xᵀ dY`, `[d_input, d_output]`, in the dtype of `W`.
@@ -144,78 +160,123 @@ pub(crate) fn wgrad<B: Nvfp4Engine>(
     x: &Operand<B>,
     dy: FloatTensor<B>,
     plan: &LinearPlan,
-    (shape, dtype): (Shape, DType),
+    like: Like,
 ) -> FloatTensor<B> {
-    if let (Operand::HighPrecision { tensor, .. }, OperandSpec::HighPrecision) =
-        (x, plan.recipe.wgrad.rhs)
-    {
-        // In the dtype of the weight: a master weight in f32 gets a gradient summed in f32.
-        let (x, dy) = (cast::<B>(tensor.clone(), dtype), cast::<B>(dy, dtype));
+    if let Some((x, dy)) = plain_wgrad::<B>(x, &dy, plan, like.1) {
         return B::linear_weight_backward(x, dy);
     }
     let device = B::float_device(&dy);
-    let output = Output {
+    let dy = wgrad_use(plan).quantize::<B>(dy, plan, Stream::Wgrad, Lifetime::OneGemm);
+    B::gemm(x, &dy, None, output::<B>(like, &device))
+}
+
+/// The operands of Burn's own op, if wgrad is that.
+fn plain_wgrad<B: Nvfp4Engine>(
+    x: &Operand<B>,
+    dy: &FloatTensor<B>,
+    plan: &LinearPlan,
+    dtype: DType,
+) -> Option<(FloatTensor<B>, FloatTensor<B>)> {
+    match (x, plan.recipe.wgrad.rhs) {
+        (Operand::HighPrecision { tensor, .. }, OperandSpec::HighPrecision)
+            if !B::has_own_gemm(&B::float_device(dy)) =>
+        {
+            // In the dtype of the weight: a master weight in f32 gets a gradient summed in f32.
+            Some((
+                cast::<B>(tensor.clone(), dtype),
+                cast::<B>(dy.clone(), dtype),
+            ))
+        }
+        _ => None,
+    }
+}
+
+fn output<B: Backend>((shape, dtype): Like, device: &Device<B>) -> Output<'_, B> {
+    Output {
         shape,
         dtype,
-        device: &device,
-    };
-    let dy = quantize_dy::<B>(dy, plan, wgrad_use(plan), Lifetime::OneGemm);
-    B::gemm(x, &dy, None, output)
+        device,
+    }
 }
 
-/// `W` as the rhs of dgrad, where forward has kept nothing.
-pub(crate) fn weight_for_dgrad<B: Nvfp4Engine>(
+/// `dX` where forward has kept nothing.
+pub(crate) fn x_backward<B: Nvfp4Engine>(
     weight: FloatTensor<B>,
+    dy: FloatTensor<B>,
     plan: &LinearPlan,
-) -> Operand<B> {
-    dgrad_weight_use(plan).quantize::<B>(weight, plan, KEPT, Lifetime::OneGemm)
+    like: Like,
+) -> FloatTensor<B> {
+    let weight = dgrad_weight_use(plan).quantize::<B>(weight, plan, KEPT, Lifetime::OneGemm);
+    dgrad::<B>(&weight, dy, plan, like)
 }
 
-/// `X` as the lhs of wgrad, where forward has kept nothing.
-pub(crate) fn x_for_wgrad<B: Nvfp4Engine>(x: FloatTensor<B>, plan: &LinearPlan) -> Operand<B> {
-    wgrad_x_use(plan).quantize::<B>(x, plan, KEPT, Lifetime::OneGemm)
+/// `dW` where forward has kept nothing.
+pub(crate) fn weight_backward<B: Nvfp4Engine>(
+    x: FloatTensor<B>,
+    dy: FloatTensor<B>,
+    plan: &LinearPlan,
+    like: Like,
+) -> FloatTensor<B> {
+    let x = wgrad_x_use(plan).quantize::<B>(x, plan, KEPT, Lifetime::OneGemm);
+    wgrad::<B>(&x, dy, plan, like)
 }
 
-/// Both gradients; `dY` is quantized once where one packing serves both.
+/// Both gradients, from what forward has kept; `dY` is read and quantized once for both.
 pub(crate) fn backward<B: Nvfp4Engine>(
     kept: Kept<B>,
     dy: FloatTensor<B>,
     plan: &LinearPlan,
-    x: (Shape, DType),
-    weight: (Shape, DType),
+    x: Like,
+    weight: Like,
 ) -> (Option<FloatTensor<B>>, Option<FloatTensor<B>>) {
     let (rows, columns) = (dgrad_use(plan), wgrad_use(plan));
-    let one_packing = rows.spec == columns.spec && rows.spec.is_transposable();
-    if let (Some(kept_weight), Some(kept_x), true) = (&kept.weight, &kept.x, one_packing) {
-        let device = B::float_device(&dy);
-        let dy = quantize_dy::<B>(dy, plan, rows, Lifetime::Kept);
-        let (shape, dtype) = x;
-        let dx = B::gemm(
-            &dy,
-            kept_weight,
-            None,
-            Output {
-                shape,
-                dtype,
-                device: &device,
-            },
-        );
-        let (shape, dtype) = weight;
-        let output = Output {
-            shape,
-            dtype,
-            device: &device,
-        };
-        return (
-            Some(dx),
-            Some(B::gemm(kept_x, &dy.transposed(), None, output)),
-        );
+    let device = B::float_device(&dy);
+    match kept {
+        Kept {
+            weight: Some(kept_weight),
+            x: Some(kept_x),
+        } if plain_dgrad::<B>(&kept_weight, &dy, plan).is_none()
+            && plain_wgrad::<B>(&kept_x, &dy, plan, weight.1).is_none() =>
+        {
+            let one_packing = rows.spec == columns.spec
+                && rows.spec.is_transposable()
+                && B::packs_for_both_axes(&device);
+            let (for_dx, for_dw) = if one_packing {
+                let dy = rows.quantize::<B>(dy, plan, Stream::Dgrad, Lifetime::NowAndKept);
+                let transposed = dy.transposed();
+                (dy, transposed)
+            } else {
+                let requests = [
+                    rows.request(plan, Stream::Dgrad, Lifetime::OneGemm),
+                    columns.request(plan, Stream::Wgrad, Lifetime::OneGemm),
+                ];
+                quantize_pair::<B>(dy, &requests)
+            };
+            let dx = B::gemm(&for_dx, &kept_weight, None, output::<B>(x, &device));
+            drop((for_dx, kept_weight));
+            let dw = B::gemm(&kept_x, &for_dw, None, output::<B>(weight, &device));
+            (Some(dx), Some(dw))
+        }
+        Kept {
+            weight: kept_weight,
+            x: kept_x,
+        } => {
+            let dx = kept_weight.map(|weight| dgrad::<B>(&weight, dy.clone(), plan, x));
+            let dw = kept_x.map(|kept| wgrad::<B>(&kept, dy, plan, weight));
+            (dx, dw)
+        }
     }
-    let dx = kept
-        .weight
-        .map(|weight| dgrad::<B>(&weight, dy.clone(), plan, x));
-    let dw = kept.x.map(|x| wgrad::<B>(&x, dy, plan, weight));
-    (dx, dw)
+}
+
+/// Two operands of one tensor, in one pass where the engine can.
+fn quantize_pair<B: Nvfp4Engine>(
+    x: FloatTensor<B>,
+    requests: &[OperandRequest<'_>; 2],
+) -> (Operand<B>, Operand<B>) {
+    let [first, second] = B::quantize_operands(x, requests)
+        .try_into()
+        .expect("one operand for each request");
+    (first, second)
 }
 
 /// `db`, the sum of the unquantized `dY` over tokens, in `dtype`.
@@ -234,13 +295,49 @@ pub(crate) fn cast<B: Backend>(tensor: FloatTensor<B>, dtype: DType) -> FloatTen
 
 /// One use of a tensor as an operand.
 #[derive(Clone, Copy, Debug)]
-struct Use {
-    spec: OperandSpec,
-    along: Contraction,
+pub(super) struct Use {
+    pub(super) spec: OperandSpec,
+    pub(super) along: Contraction,
     operand: &'static str,
 }
 
+/// How backward will read what forward keeps.
+pub(super) struct KeptUses {
+    pub(super) weight: Option<Use>,
+    pub(super) x: Option<Use>,
+}
+
+impl KeptUses {
+    pub(super) fn new(plan: &LinearPlan, wanted: Wanted) -> Self {
+        Self {
+            weight: wanted.weight().then(|| dgrad_weight_use(plan)),
+            x: wanted.x().then(|| wgrad_x_use(plan)),
+        }
+    }
+}
+
 impl Use {
+    fn request(
+        self,
+        plan: &LinearPlan,
+        stream: Stream,
+        lifetime: Lifetime,
+    ) -> OperandRequest<'_> {
+        let Self {
+            spec,
+            along,
+            operand,
+        } = self;
+        OperandRequest {
+            spec,
+            along,
+            key: plan.key(stream),
+            lifetime,
+            layer: plan.layer_name(),
+            operand,
+        }
+    }
+
     fn quantize<B: Nvfp4Engine>(
         self,
         x: FloatTensor<B>,
@@ -248,20 +345,7 @@ impl Use {
         stream: Stream,
         lifetime: Lifetime,
     ) -> Operand<B> {
-        let Self {
-            spec,
-            along,
-            operand,
-        } = self;
-        let request = OperandRequest {
-            spec,
-            along,
-            key: plan.key(stream),
-            lifetime,
-            layer: plan.layer_name(),
-            operand,
-        };
-        B::quantize_operand(x, &request)
+        B::quantize_operand(x, &self.request(plan, stream, lifetime))
     }
 }
 
@@ -297,19 +381,6 @@ fn wgrad_use(plan: &LinearPlan) -> Use {
     }
 }
 
-fn quantize_dy<B: Nvfp4Engine>(
-    dy: FloatTensor<B>,
-    plan: &LinearPlan,
-    operand: Use,
-    lifetime: Lifetime,
-) -> Operand<B> {
-    let stream = match operand.along {
-        Contraction::Columns => Stream::Dgrad,
-        Contraction::Rows => Stream::Wgrad,
-    };
-    operand.quantize::<B>(dy, plan, stream, lifetime)
-}
-
 /// A tensor that forward uses now and backward may use along its other axis.
 struct Shared<B: Backend> {
     tensor: FloatTensor<B>,
@@ -322,28 +393,34 @@ impl<B: Nvfp4Engine> Shared<B> {
         Self { tensor, now, later }
     }
 
-    /// True if backward reads what forward packed, along the other axis.
-    fn one_packing(&self) -> bool {
-        self.later.is_some_and(|later| later.spec == self.now.spec)
-            && self.now.spec.is_transposable()
-    }
-
-    fn now(&self, plan: &LinearPlan) -> Operand<B> {
-        let lifetime = if self.one_packing() {
-            Lifetime::Kept
-        } else {
-            Lifetime::OneGemm
+    /// The operand of fprop, and what backward needs.
+    fn quantize(self, plan: &LinearPlan) -> (Operand<B>, Option<Operand<B>>) {
+        let Self { tensor, now, later } = self;
+        let Some(later) = later else {
+            return (
+                now.quantize::<B>(tensor, plan, FPROP, Lifetime::OneGemm),
+                None,
+            );
         };
-        self.now
-            .quantize::<B>(self.tensor.clone(), plan, FPROP, lifetime)
+        let one_packing = later.spec == now.spec
+            && now.spec.is_transposable()
+            && B::packs_for_both_axes(&B::float_device(&tensor));
+        if one_packing {
+            let packed = now.quantize::<B>(tensor, plan, FPROP, Lifetime::NowAndKept);
+            let kept = packed.transposed().into_kept();
+            return (packed, Some(kept));
+        }
+        let requests = [
+            now.request(plan, FPROP, Lifetime::OneGemm),
+            later.request(plan, KEPT, Lifetime::Kept),
+        ];
+        let (now, kept) = quantize_pair::<B>(tensor, &requests);
+        (now, Some(kept))
     }
 
-    /// What backward needs; `packed` is what [`Self::now`] made, if it ran.
-    fn kept(&self, plan: &LinearPlan, packed: Option<&Operand<B>>) -> Option<Operand<B>> {
+    /// What backward needs, where fprop reads the tensor itself.
+    fn later(self, plan: &LinearPlan) -> Option<Operand<B>> {
         let later = self.later?;
-        Some(match packed {
-            Some(packed) if self.one_packing() => packed.transposed(),
-            _ => later.quantize::<B>(self.tensor.clone(), plan, KEPT, Lifetime::Kept),
-        })
+        Some(later.quantize::<B>(self.tensor, plan, KEPT, Lifetime::Kept))
     }
 }

@@ -93,6 +93,27 @@ impl TensorScale {
     }
 }
 
+/// Which axis of a packed matrix a GEMM sums over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reading {
+    /// The axis that it was packed along.
+    AsPacked,
+    /// The other one. Only where one packing serves both
+    /// ([`OperandSpec::is_transposable`](crate::recipe::OperandSpec::is_transposable)).
+    Transposed,
+}
+
+impl Reading {
+    /// The other axis.
+    #[must_use]
+    pub const fn other(self) -> Self {
+        match self {
+            Self::AsPacked => Self::Transposed,
+            Self::Transposed => Self::AsPacked,
+        }
+    }
+}
+
 /// A 2-D GEMM operand in a packed format: `[rows, k]`, contraction axis last.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PackedMatrix {

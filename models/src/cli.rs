@@ -3,6 +3,7 @@
 //! Exit codes: 0, 2 for what is wrong with the command line or a configuration, 130 after Ctrl-C
 //! (with a checkpoint), 1 for the rest. An error is one line on stderr that begins with `error: `.
 
+mod panics;
 pub mod args;
 pub mod sources;
 pub mod signal;
@@ -15,7 +16,6 @@ pub mod train;
 use std::ffi::OsString;
 use std::io::Write;
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Parser;
 use clap::error::ErrorKind;
@@ -54,22 +54,7 @@ pub enum Success {
 
 /// Runs the command with the arguments of the process.
 pub fn main() -> ExitCode {
-    let panicked = std::sync::Arc::new(AtomicBool::new(false));
-    let seen = panicked.clone();
-    // A panic is a bug, but its report is one line too, and only the first one: a worker's panic
-    // makes others.
-    std::panic::set_hook(Box::new(move |info| {
-        if !seen.swap(true, Ordering::SeqCst) {
-            let place = info
-                .location()
-                .map(|at| format!(" ({}:{})", at.file(), at.line()));
-            let message = info.payload_as_str().unwrap_or("no message");
-            say(&format!(
-                "error: internal error: {message}{}",
-                place.unwrap_or_default()
-            ));
-        }
-    }));
+    panics::report_in_one_line();
     match std::panic::catch_unwind(|| run(std::env::args_os())) {
         Ok(Ok(Success::Done)) => ExitCode::SUCCESS,
         Ok(Ok(Success::Interrupted)) => ExitCode::from(130),

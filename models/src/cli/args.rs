@@ -54,6 +54,9 @@ pub struct TrainArgs {
     /// What runs the tensors.
     #[arg(long, value_enum)]
     pub backend: Option<BackendName>,
+    /// Which GPU, counted from 0; CPU backends have none.
+    #[arg(long, value_name = "INDEX", default_value_t = 0)]
+    pub device: usize,
     /// Optimizer steps.
     #[arg(long, value_name = "N")]
     pub steps: Option<u64>,

@@ -32,6 +32,8 @@ pub struct Prepared {
     pub(super) directory: RunDirectory,
     pub(super) resume: Option<RunCheckpoint>,
     pub(super) identity: Value,
+    /// Index of the GPU.
+    pub(super) device: usize,
     pub(super) plain: bool,
     pub(super) log_every: usize,
 }
@@ -42,7 +44,7 @@ pub struct Prepared {
 /// [`Failure`], one line each.
 pub(super) fn prepare(arguments: &TrainArgs) -> Result<Prepared, Failure> {
     let (config, directory, resume) = resolve(arguments)?;
-    backend::check_built(config.precision.backend)?;
+    backend::check(config.precision.backend, arguments.device)?;
     let tokenizer = match &config.data.tokenizer {
         None => Tokenizer::Bytes,
         Some(path) => Tokenizer::from_file(path).map_err(Failure::error)?,
@@ -75,6 +77,7 @@ pub(super) fn prepare(arguments: &TrainArgs) -> Result<Prepared, Failure> {
         directory,
         resume,
         identity,
+        device: arguments.device,
         plain: arguments.plain || !stdout().is_terminal(),
         log_every: arguments.log_every,
     })

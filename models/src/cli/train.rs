@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::train::Interrupter;
+use burn_nvfp4::engine::Support;
 use serde_json::json;
 
 use crate::checkpoint::run::RunDirectory;
@@ -46,6 +47,7 @@ impl Prepared {
     pub fn run<B: AutodiffBackend>(
         self,
         device: &B::Device,
+        support: &Support,
         numerics: Box<dyn Numerics>,
     ) -> Result<Success, Failure> {
         let done = self
@@ -78,6 +80,10 @@ impl Prepared {
             ))
         })?;
         say(&self.heading(done));
+        say(&format!(
+            "linear quantized by {}; GEMM: {}",
+            support.quantize, support.gemm
+        ));
         let strategy = StepStrategy::new(self.plan(done), self.directory.clone(), log, numerics);
         let interrupter = Interrupter::new();
         signal::install(&interrupter)?;
@@ -186,7 +192,7 @@ impl Prepared {
         }
     }
 
-    /// What runs, in three lines.
+    /// What runs, in three lines; what multiplies is the backend's to say.
     fn heading(&self, done: u64) -> String {
         let (config, tokens) = (&self.config, &self.tokens);
         let precision = &config.precision;

@@ -1,0 +1,69 @@
+//! What a CUDA device needs, looked for before Burn does: it answers with a panic on another thread.
+
+use std::ffi::c_int;
+use std::path::{Path, PathBuf};
+
+use cudarc::driver::{result, sys};
+
+/// Checks driver, device and run-time compiler.
+///
+/// # Errors
+/// One line: what is missing, and what would be right.
+pub(super) fn check(index: usize) -> Result<(), String> {
+    // SAFETY: looks whether the library can be loaded and calls nothing in it.
+    if !unsafe { sys::is_culib_present() } {
+        return Err("--backend cuda: there is no NVIDIA driver (libcuda cannot be loaded)".into());
+    }
+    result::init().map_err(|error| {
+        format!("--backend cuda: the NVIDIA driver does not start: {error}; is there a GPU?")
+    })?;
+    let count = result::device::get_count()
+        .map_err(|error| format!("--backend cuda: cannot count the GPUs: {error}"))?;
+    let count = usize::try_from(count).unwrap_or(0);
+    if count == 0 {
+        return Err("--backend cuda: the NVIDIA driver sees no GPU".to_owned());
+    }
+    if index >= count {
+        let known = match count {
+            1 => "there is only device 0".to_owned(),
+            _ => format!("there are devices 0 to {}", count - 1),
+        };
+        return Err(format!("--device {index}: {known}"));
+    }
+    // SAFETY: as above.
+    if !unsafe { cudarc::nvrtc::sys::is_culib_present() } {
+        return Err(
+            "--backend cuda: CUDA's run-time compiler is missing (libnvrtc cannot be loaded); \
+             install the CUDA toolkit, or the packages nvidia-cuda-nvrtc and nvidia-cuda-runtime"
+                .to_owned(),
+        );
+    }
+    let toolkit = toolkit();
+    if !toolkit.join("include").is_dir() {
+        return Err(format!(
+            "--backend cuda: CUDA's headers are missing: there is no {}; CUDA_PATH names the folder \
+             of the toolkit",
+            toolkit.join("include").display()
+        ));
+    }
+    memory(index)
+}
+
+/// Where CubeCL looks for the headers.
+fn toolkit() -> PathBuf {
+    std::env::var_os("CUDA_PATH").map_or_else(|| Path::new("/usr/local/cuda").into(), PathBuf::from)
+}
+
+/// A context needs some memory; a full device is better told here.
+fn memory(index: usize) -> Result<(), String> {
+    let index = c_int::try_from(index).map_err(|_| format!("--device {index}: out of range"))?;
+    let device = result::device::get(index)
+        .map_err(|error| format!("--device {index}: cannot be opened: {error}"))?;
+    // SAFETY: the device was just opened, and the context is released below.
+    let context = unsafe { result::primary_ctx::retain(device) }
+        .map_err(|error| format!("--device {index}: no context can be made on it: {error}"))?;
+    drop(context);
+    // SAFETY: retained above; Burn retains it again.
+    unsafe { result::primary_ctx::release(device) }
+        .map_err(|error| format!("--device {index}: its context cannot be released: {error}"))
+}

@@ -1,12 +1,16 @@
 //! GEMMs on operands in device memory.
 
+pub mod epilogue;
+#[cfg(feature = "cuda")]
+pub mod cublaslt;
+
 use burn_backend::DType;
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::tensor::CubeTensor;
 
 use crate::cpu::Contraction;
 
-/// `D [m, n] = alpha * A B^T + bias`, accumulated in f32, rounded once to `out`.
+/// `D [m, n] = alpha * A B^T + C + bias`, accumulated in f32, rounded once to `out`.
 #[derive(Clone, Debug)]
 pub struct Problem<R: CubeRuntime> {
     /// `A`: `[m, k]`, or `[k, m]` if `lhs_along` is [`Contraction::Rows`]; row-major and dense.
@@ -21,6 +25,9 @@ pub struct Problem<R: CubeRuntime> {
     pub alpha: Option<CubeTensor<R>>,
     /// f32 `[n]`.
     pub bias: Option<CubeTensor<R>>,
+    /// f32 `[m, n]` that is added to the result, which is f32 then too. Overwritten with the
+    /// result where nobody else holds it.
+    pub accumulate: Option<CubeTensor<R>>,
     /// f32 or the dtype of the operands.
     pub out: DType,
 }

@@ -6,6 +6,7 @@
 //! block of Philox at once. Nothing here reads back to the host: the amax stays on the device, and
 //! whoever needs it reads it there.
 
+pub mod swizzle;
 pub mod gemm;
 
 use burn_cubecl::CubeRuntime;

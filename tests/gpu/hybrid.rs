@@ -12,7 +12,7 @@ use burn_nvfp4_models::nn::loss::cross_entropy;
 use burn_nvfp4_models::train::gradients::average_and_clip;
 use burn_nvfp4_models::train::optim::{GroupedAdamW, OptimizerConfig};
 
-use crate::device::{Fused, exclusive};
+use crate::turns::{Fused, exclusive};
 
 const VOCAB: usize = 64;
 const BATCH: usize = 2;

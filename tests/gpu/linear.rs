@@ -12,7 +12,7 @@ use burn_nvfp4::{
 };
 use tests::golden::{Record, te_nvfp4_directory};
 
-use crate::device::{Fused, Plain, exclusive};
+use crate::turns::{Fused, Plain, exclusive};
 
 /// Settings as in a fresh process, but for the recipe.
 pub(crate) fn use_recipe<B: Backend>(recipe: Recipe) {

@@ -8,6 +8,6 @@
 )]
 
 mod device;
-mod kernels;
+mod turns;
 mod linear;
 mod hybrid;

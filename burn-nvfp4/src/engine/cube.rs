@@ -6,8 +6,9 @@
 
 mod watch;
 
+use burn_backend::ops::FloatTensorOps;
 use burn_backend::tensor::{Device, FloatTensor};
-use burn_backend::{Backend, DType, DeviceOps, Shape, TensorMetadata};
+use burn_backend::{Backend, DType, DeviceOps, Shape};
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
@@ -91,13 +92,13 @@ where
         output: Output<'_, Self>,
     ) -> FloatTensor<Self> {
         let bias = bias.map(|bias| linear::cast::<Self>(bias, DType::F32));
-        let Output { shape, dtype, .. } = output;
+        let dtype = output.dtype;
         let product = match Sides::new(lhs, rhs) {
             Sides::OnHost => return host::gemm::<Self>(lhs, rhs, bias, output),
             Sides::Fp4(lhs, rhs) => fp4(lhs, rhs, bias, dtype),
             Sides::Dense(lhs, rhs) => dense(lhs, rhs, bias, dtype),
         };
-        Self::float_reshape(product, shape)
+        Self::float_reshape(product, output.shape)
     }
 
     fn support(device: &Device<Self>) -> Support {
@@ -333,7 +334,7 @@ impl<R: CubeRuntime> Dense<R> {
                 if tensor.meta.num_elements() == 0 {
                     return None;
                 }
-                let (values, along) = kernels::as_matrix(tensor.clone(), *along);
+                let (values, along) = kernels::as_matrix(tensor, *along);
                 Some(Self {
                     values,
                     along,
@@ -444,7 +445,7 @@ fn dense<R: CubeRuntime>(
         out: DType::F32,
     };
     if rows {
-        let one = || kernels::ones(&problem.lhs);
+        let one = || kernels::one(&problem.lhs);
         let scale = Scale::Rows {
             factor: 1.0 / (lhs_max * rhs_max),
             lhs: lhs_amax.unwrap_or_else(one),

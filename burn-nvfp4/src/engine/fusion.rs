@@ -7,6 +7,7 @@
 
 use std::sync::Arc;
 
+use burn_backend::ops::FloatTensorOps;
 use burn_backend::tensor::{Device, FloatTensor};
 use burn_backend::{Backend, BackendTypes, DType, DeviceOps, Shape, TensorMetadata};
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
@@ -336,6 +337,7 @@ impl Form {
     fn parts_of<B, T>(&self, operand: Operand<B>) -> Vec<T>
     where
         B: Backend<FloatTensorPrimitive = T, IntTensorPrimitive = T>,
+        T: TensorMetadata,
     {
         match self {
             Self::HighPrecision { .. } => vec![],

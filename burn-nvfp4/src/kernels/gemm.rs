@@ -10,8 +10,6 @@ pub mod scaled_mma;
 pub mod cublaslt;
 pub mod routine;
 
-pub mod scaled_mma;
-
 use burn_backend::DType;
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::tensor::CubeTensor;

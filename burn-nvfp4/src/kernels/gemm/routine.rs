@@ -128,7 +128,7 @@ fn cublaslt<R: CubeRuntime>(device: &R::Device) -> Result<(u32, u32), String> {
         return Err("cuBLASLt is for CUDA devices".to_owned());
     }
     match super::cublaslt::probe(device) {
-        Ok(found) => Ok(found.compute_capability),
+        Ok(found) => Ok((found.compute.major, found.compute.minor)),
         Err(missing) => {
             log::warn!("cuBLASLt cannot be used, GEMMs run on CubeK instead: {missing}");
             Err(missing.to_string())

@@ -9,5 +9,7 @@
 
 mod device;
 mod turns;
+mod kernels;
+mod scaled_mma;
 mod linear;
 mod hybrid;

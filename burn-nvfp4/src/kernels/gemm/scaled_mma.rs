@@ -61,7 +61,7 @@ pub enum ScaledMmaError {
         rhs: usize,
     },
     /// A tensor is not what the operand's shape asks for.
-    #[error("{part} are {got:?} {dtype:?}, the operand asks for {expected}")]
+    #[error("{part}: {got:?} {dtype:?}, the operand asks for {expected}")]
     Part {
         /// Which tensor.
         part: &'static str,
@@ -354,7 +354,7 @@ impl<R: CubeRuntime> ScaledGemm<'_, R> {
             None => Ok(()),
         };
         f32s("alpha", self.alpha, 1)?;
-        f32s("the bias", self.bias, rhs.rows)?;
+        f32s("bias", self.bias, rhs.rows)?;
         self.count(
             lhs.rows
                 .checked_mul(rhs.rows)

@@ -6,62 +6,50 @@
 //! enqueued, except for the first product of a kind, which times a few algorithms ([`chosen`]).
 //!
 //! 1. [`plan`]: which product is asked for, as plain data.
-//! 2. `library`: the state on the device's own thread, and how a product is ordered there.
-//! 3. `call`: the plan as the library's objects.
+//! 2. `submit`: on to the device's own thread, which only the first product of a kind waits for.
+//! 3. `library`: the state on that thread, and how a product is ordered there.
+//! 4. `call`: the plan as the library's objects.
 //!
 //! What is enqueued later can fail later. Such a failure is kept and returned by the next call as
 //! [`Unavailable::Lost`]; nothing panics on the device's thread.
 
-use std::collections::{BTreeMap, HashMap};
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError, RwLock};
+use std::collections::BTreeMap;
+use std::sync::{PoisonError, RwLock};
 
 use burn_backend::{DType, Shape};
 use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::Runtime;
 use cubecl::cuda::{CudaDevice, CudaRuntime};
-use cubecl::server::{Binding, ComputeServer, Handle};
 use cubecl_common::device::Device;
 use cubecl_common::device_handle::DeviceHandle;
-use cubecl_common::stream_id::StreamId;
 use cudarc::cublaslt::sys::{cublasLtEpilogue_t, cublasLtPointerMode_t};
 
 pub mod error;
 pub mod plan;
+mod roles;
 mod call;
-mod library;
 mod probe;
 mod trial;
+mod library;
+mod submit;
 
 use super::Problem;
 use super::epilogue::{Scale, finish};
-use crate::cpu::Contraction;
 use crate::format::Format;
 use crate::kernels::swizzle::swizzle_scales;
 use crate::kernels::{DeviceScales, PackedTensor};
-use call::Pointers;
-use library::{Key, alignment};
-use plan::{Beta, Ends, MatmulPlan, Stored};
+use plan::{Beta, Ends, MatmulPlan};
+use roles::{check, matrix, stored, takes_bias, vector};
+use submit::{Buffers, caught, no_answer, submit};
 
 pub use error::{Unavailable, Version};
 pub use probe::Capabilities;
+pub use submit::{chosen, launches, take_failure};
 pub use trial::ChosenAlgorithm;
 
 type Server = <CudaRuntime as Runtime>::Server;
 type Tensor = CubeTensor<CudaRuntime>;
-/// Products for which one algorithm is chosen: on which device, what.
-type Kind = (usize, Key);
-type Answer = Result<(), Unavailable>;
-
-/// Answers of the first call of each kind, by device. A call that is not here waits for its answer.
-static SETTLED: LazyLock<RwLock<HashMap<Kind, Answer>>> = LazyLock::new(RwLock::default);
-static CHOSEN: Mutex<Vec<ChosenAlgorithm>> = Mutex::new(Vec::new());
-/// The first failure since the last one was reported.
-static FAILURE: Mutex<Option<String>> = Mutex::new(None);
-static LAUNCHES: AtomicU64 = AtomicU64::new(0);
-
 /// Says whether cuBLASLt can be used on a device, and with what; finds out once per device.
 ///
 /// # Errors
@@ -78,29 +66,6 @@ pub fn probe(device: &CudaDevice) -> Result<Capabilities, Unavailable> {
     let found = examine(device);
     let mut known = PROBED.write().unwrap_or_else(PoisonError::into_inner);
     known.entry(device.index).or_insert(found).clone()
-}
-
-/// Number of products enqueued by this process, trials apart.
-pub fn launches() -> u64 {
-    LAUNCHES.load(Ordering::Relaxed)
-}
-
-/// The algorithms in use, in the order of their first calls.
-pub fn chosen() -> Vec<ChosenAlgorithm> {
-    lock(&CHOSEN).clone()
-}
-
-/// Takes the first failure of a product whose result had already been handed out, if there is one.
-///
-/// [`gemm`] and [`gemm_fp4`] do this too. For the end of a run: call it after a synchronisation.
-///
-/// # Errors
-/// [`Unavailable::Lost`].
-pub fn take_failure() -> Result<(), Unavailable> {
-    match lock(&FAILURE).take() {
-        None => Ok(()),
-        Some(message) => Err(Unavailable::Lost { message }),
-    }
 }
 
 /// Multiplies by cuBLASLt: `alpha * A B^T + C + bias`, accumulated in f32.
@@ -253,119 +218,6 @@ pub fn gemm_fp4(
     })
 }
 
-/// Buffers of one product, in the roles of [`Pointers`].
-struct Buffers<T> {
-    a: T,
-    b: T,
-    c: T,
-    d: T,
-    alpha: Option<T>,
-    bias: Option<T>,
-    scales: Option<[T; 2]>,
-}
-
-impl<T> Buffers<T> {
-    fn try_map<U, E>(self, mut f: impl FnMut(T) -> Result<U, E>) -> Result<Buffers<U>, E> {
-        Ok(Buffers {
-            a: f(self.a)?,
-            b: f(self.b)?,
-            c: f(self.c)?,
-            d: f(self.d)?,
-            alpha: self.alpha.map(&mut f).transpose()?,
-            bias: self.bias.map(&mut f).transpose()?,
-            scales: match self.scales {
-                None => None,
-                Some([a, b]) => Some([f(a)?, f(b)?]),
-            },
-        })
-    }
-}
-
-/// Sends a product to the device's thread. The first of a kind waits for the answer.
-fn submit(
-    device: &CudaDevice,
-    plan: MatmulPlan,
-    buffers: Buffers<Handle>,
-) -> Result<(), Unavailable> {
-    // CubeCL aligns allocations to 512 bytes, so that the offset is what counts.
-    let alignment = [&buffers.a, &buffers.b, &buffers.c, &buffers.d]
-        .map(|buffer: &Handle| alignment(buffer.offset_start.unwrap_or(0)));
-    let key = Key { plan, alignment };
-    let kind = (device.index, key.clone());
-    let settled = {
-        let settled = SETTLED.read().unwrap_or_else(PoisonError::into_inner);
-        settled.get(&kind).cloned()
-    };
-    let (stream, index) = (StreamId::current(), device.index);
-    let bindings = buffers.try_map(|buffer| Ok::<_, Unavailable>(buffer.binding()))?;
-    let run = move |server: &mut Server| {
-        caught(|| {
-            let chosen = enqueue(server, &key.plan, bindings, stream)?;
-            if let Some(chosen) = chosen {
-                lock(&CHOSEN).push(ChosenAlgorithm {
-                    device: index,
-                    ..chosen
-                });
-            }
-            Ok(())
-        })
-    };
-    let server = DeviceHandle::<Server>::new(device.to_id());
-    match settled {
-        Some(Err(error)) => return Err(error),
-        Some(Ok(())) => server.submit(move |server| {
-            if let Err(error) = run(server) {
-                lock(&FAILURE).get_or_insert_with(|| error.to_string());
-            }
-        }),
-        None => {
-            let answer = server
-                .submit_blocking(run)
-                .unwrap_or_else(|_| Err(no_answer()));
-            // What may be otherwise next time is not kept.
-            if matches!(answer, Ok(()) | Err(Unavailable::NoAlgorithm { .. })) {
-                let mut settled = SETTLED.write().unwrap_or_else(PoisonError::into_inner);
-                settled.insert(kind, answer.clone());
-            }
-            answer?;
-        }
-    }
-    LAUNCHES.fetch_add(1, Ordering::Relaxed);
-    Ok(())
-}
-
-/// On the device's thread: from buffers to addresses, and on to the library.
-fn enqueue(
-    server: &mut Server,
-    plan: &MatmulPlan,
-    bindings: Buffers<Binding>,
-    stream: StreamId,
-) -> Result<Option<ChosenAlgorithm>, Unavailable> {
-    // Asking for a resource makes the context current and the caller's stream wait for the stream
-    // in which the buffer was written. The resources keep the buffers until all is enqueued.
-    let resources = bindings.try_map(|binding| {
-        server
-            .get_resource(binding, stream)
-            .map_err(|error| Unavailable::Call {
-                call: "get_resource",
-                status: format!("{error}"),
-            })
-    })?;
-    let pointers = Pointers {
-        a: resources.a.resource().ptr,
-        b: resources.b.resource().ptr,
-        c: resources.c.resource().ptr,
-        d: resources.d.resource().ptr,
-        alpha: resources.alpha.as_ref().map(|alpha| alpha.resource().ptr),
-        bias: resources.bias.as_ref().map(|bias| bias.resource().ptr),
-        scales: resources
-            .scales
-            .as_ref()
-            .map(|scales| scales.each_ref().map(|scales| scales.resource().ptr)),
-    };
-    library::enqueue(plan, &pointers)
-}
-
 fn examine(device: &CudaDevice) -> Result<Capabilities, Unavailable> {
     let capabilities = probe::installed(device.index)?;
     // Starts CubeCL's server if it was not there; it makes its context current on its thread.
@@ -375,31 +227,6 @@ fn examine(device: &CudaDevice) -> Result<Capabilities, Unavailable> {
     Ok(capabilities)
 }
 
-/// A panic on the device's thread would end it, and with it the process's use of the device.
-fn caught<T>(f: impl FnOnce() -> Result<T, Unavailable>) -> Result<T, Unavailable> {
-    catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|panic| {
-        let message = panic
-            .downcast_ref::<String>()
-            .map(String::as_str)
-            .or_else(|| panic.downcast_ref::<&str>().copied());
-        Err(Unavailable::Call {
-            call: "the device's thread",
-            status: message.unwrap_or("panicked").into(),
-        })
-    })
-}
-
-fn no_answer() -> Unavailable {
-    Unavailable::Call {
-        call: "the device's thread",
-        status: "gave no answer".into(),
-    }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 const fn pointer_mode(alpha: Option<&Tensor>) -> cublasLtPointerMode_t {
     match alpha {
         None => cublasLtPointerMode_t::CUBLASLT_POINTER_MODE_HOST,
@@ -407,121 +234,15 @@ const fn pointer_mode(alpha: Option<&Tensor>) -> cublasLtPointerMode_t {
     }
 }
 
-/// The library takes an f32 bias with an f32 result. Some of its kernels read it in 16 bytes.
-fn takes_bias(problem: &Problem<CudaRuntime>, bias: &Tensor) -> bool {
-    let offset = bias.handle.offset_start.unwrap_or(0);
-    problem.out == DType::F32 && offset.is_multiple_of(16)
-}
-
-fn stored(operand: &Tensor, along: Contraction) -> Stored {
-    Stored {
-        along,
-        row_stride: operand.meta.strides()[0],
-    }
-}
-
-/// Compares every tensor of a problem with its role, down to the bytes of its buffer: the library
-/// reads what the plan says.
-fn check(problem: &Problem<CudaRuntime>) -> Result<(), Unavailable> {
-    let Problem { lhs, rhs, out, .. } = problem;
-    let device = &lhs.device;
-    if lhs.dtype != rhs.dtype {
-        return Err(Unavailable::Types {
-            lhs: lhs.dtype,
-            rhs: rhs.dtype,
-            out: *out,
-        });
-    }
-    for (role, operand) in [("left operand", lhs), ("right operand", rhs)] {
-        // Its own shape: only rank, layout and extent are asked here.
-        let shape = operand.meta.shape();
-        let shape = [
-            shape.first().copied().unwrap_or(0),
-            shape.get(1).copied().unwrap_or(0),
-        ];
-        matrix(role, device, operand, lhs.dtype, shape)?;
-    }
-    let [m, n, _] = problem.dims();
-    if let Some(alpha) = &problem.alpha {
-        vector("alpha", device, alpha, 1)?;
-    }
-    if let Some(bias) = &problem.bias {
-        vector("bias", device, bias, n)?;
-    }
-    if let Some(sums) = &problem.accumulate {
-        matrix("accumulated tensor", device, sums, DType::F32, [m, n])?;
-        if !sums.is_contiguous() || *out != DType::F32 {
-            return Err(misfit(
-                "accumulated tensor",
-                format!("a dense f32 [{m}, {n}] for an f32 result"),
-                sums,
-            ));
-        }
-    }
-    Ok(())
-}
-
-/// A matrix whose rows are contiguous, at a distance of their length or more.
-fn matrix(
-    role: &'static str,
-    device: &CudaDevice,
-    tensor: &Tensor,
-    dtype: DType,
-    [rows, cols]: [usize; 2],
-) -> Result<(), Unavailable> {
-    let fits = || {
-        let [row_stride, stride] = tensor.meta.strides().as_ref().try_into().ok()?;
-        let dense: [usize; 2] = [row_stride, stride];
-        let contiguous = (cols == 1 || dense[1] == 1) && (rows == 1 || dense[0] >= cols);
-        let elements = rows
-            .saturating_sub(1)
-            .checked_mul(dense[0])?
-            .checked_add(cols)?;
-        let bytes = elements.checked_mul(dtype.size())?;
-        Some(contiguous && bytes as u64 <= tensor.handle.size_in_used())
-    };
-    let shape: &[usize] = tensor.meta.shape();
-    if tensor.dtype == dtype
-        && tensor.device == *device
-        && shape == [rows, cols]
-        && fits() == Some(true)
-    {
-        return Ok(());
-    }
-    let expected = format!("a row-major {dtype:?} [{rows}, {cols}] on {device:?}");
-    Err(misfit(role, expected, tensor))
-}
-
-/// f32, dense.
-fn vector(
-    role: &'static str,
-    device: &CudaDevice,
-    tensor: &Tensor,
-    len: usize,
-) -> Result<(), Unavailable> {
-    if tensor.dtype == DType::F32
-        && tensor.device == *device
-        && tensor.meta.num_elements() == len
-        && tensor.is_contiguous()
-        && len as u64 * 4 <= tensor.handle.size_in_used()
-    {
-        return Ok(());
-    }
-    let expected = format!("a dense f32 [{len}] on {device:?}");
-    Err(misfit(role, expected, tensor))
-}
-
-fn misfit(role: &'static str, expected: String, tensor: &Tensor) -> Unavailable {
-    let (shape, strides) = (tensor.meta.shape(), tensor.meta.strides());
-    Unavailable::Tensor {
-        role,
-        expected,
-        found: format!(
-            "{:?} {shape:?} with strides {strides:?} on {:?}",
-            tensor.dtype, tensor.device
-        ),
-    }
-}
-
 #[cfg(test)]
-mod tests;
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_without_the_library_says_so_in_one_line() {
+        // With a driver and the library this holds as well: no machine has that many devices.
+        let error = probe(&CudaDevice::new(60_000)).unwrap_err();
+        assert!(!error.to_string().contains('\n'), "{error}");
+        assert_eq!(probe(&CudaDevice::new(60_000)).unwrap_err(), error);
+    }
+}

@@ -9,8 +9,8 @@
 //! 3. another event captures the product, and all that is issued in the context from now on waits
 //!    for it, so that memory which CubeCL reuses is safe too.
 //!
-//! The first product of a kind also times the algorithms that the heuristic offers, between 1 and
-//! 2, on its own operands, and waits for the clock.
+//! The first product of a kind also times algorithms, between 1 and 2, on its own operands, and
+//! waits for the clock: see `trial`.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -19,17 +19,19 @@ use std::ptr;
 use cudarc::cublaslt::sys as lt;
 use cudarc::driver::sys as cu;
 
-use super::call::{Descriptors, Pointers, Preference, driver, library};
+use super::call::{Descriptors, Pointers, driver, library};
 use super::error::Unavailable;
 use super::plan::{Beta, MatmulPlan};
-use super::trial::{ChosenAlgorithm, OFFERS, Trials};
+use super::trial::ChosenAlgorithm;
 
 /// What NVIDIA recommends for Hopper and Blackwell is 32 MiB; twice that was measured with.
-const WORKSPACE: usize = 64 << 20;
+pub(super) const WORKSPACE: usize = 64 << 20;
 /// Alphas and betas of the device pointer mode, which takes both from device memory.
-const CONSTANTS: [f32; 2] = [0.0, 1.0];
+/// A static, for they are also pointed at on the host.
+static CONSTANTS: [f32; 2] = [0.0, 1.0];
 
-type ElapsedTime = unsafe extern "C" fn(*mut f32, cu::CUevent, cu::CUevent) -> cu::CUresult;
+pub(super) type ElapsedTime =
+    unsafe extern "C" fn(*mut f32, cu::CUevent, cu::CUevent) -> cu::CUresult;
 
 /// What an algorithm is chosen for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -45,20 +47,20 @@ pub(super) fn alignment(address: u64) -> u32 {
 }
 
 /// A product that can be enqueued.
-struct Prepared {
-    descriptors: Descriptors,
-    algorithm: lt::cublasLtMatmulAlgo_t,
+pub(super) struct Prepared {
+    pub(super) descriptors: Descriptors,
+    pub(super) algorithm: lt::cublasLtMatmulAlgo_t,
 }
 
-struct Library {
-    handle: lt::cublasLtHandle_t,
-    stream: cu::CUstream,
+pub(super) struct Library {
+    pub(super) handle: lt::cublasLtHandle_t,
+    pub(super) stream: cu::CUstream,
     before: cu::CUevent,
     after: cu::CUevent,
-    start: cu::CUevent,
-    stop: cu::CUevent,
+    pub(super) start: cu::CUevent,
+    pub(super) stop: cu::CUevent,
     workspace: cu::CUdeviceptr,
-    elapsed: ElapsedTime,
+    pub(super) elapsed: ElapsedTime,
     prepared: HashMap<Key, Prepared>,
 }
 
@@ -203,7 +205,7 @@ impl Library {
     }
 
     /// Calls the library. The addresses in the descriptor have to be set.
-    fn launch(
+    pub(super) fn launch(
         &self,
         plan: &MatmulPlan,
         prepared: &Prepared,
@@ -247,178 +249,6 @@ impl Library {
             )
         })
     }
-
-    /// Times what the heuristic offers and keeps the fastest.
-    fn choose(
-        &self,
-        key: &Key,
-        pointers: &Pointers,
-    ) -> Result<(Prepared, ChosenAlgorithm), Unavailable> {
-        let plan = &key.plan;
-        let descriptors = Descriptors::new(plan)?;
-        descriptors.point(pointers)?;
-        let offers = self.offers(&descriptors, key)?;
-        let mut prepared = Prepared {
-            descriptors,
-            algorithm: offers[0].algo,
-        };
-        // A product that is added to its own output is tried on another one: each run would add.
-        let scratch = match (plan.beta, pointers.c == pointers.d) {
-            (Beta::One, true) => Some(Scratch::new(plan)),
-            (Beta::One, false) | (Beta::Zero, _) => None,
-        };
-        let trial = match &scratch {
-            None => Some(*pointers),
-            Some(Ok(scratch)) => Some(Pointers {
-                c: scratch.0,
-                d: scratch.0,
-                ..*pointers
-            }),
-            // No room: the heuristic's first choice, untimed.
-            Some(Err(_)) => None,
-        };
-        let mut chosen = ChosenAlgorithm {
-            device: 0,
-            plan: plan.clone(),
-            index: 0,
-            offered: offers.len(),
-            tried: 0,
-            milliseconds: None,
-            workspace_bytes: offers[0].workspaceSize,
-        };
-        let Some(trial) = trial else {
-            return Ok((prepared, chosen));
-        };
-        // Zero lets every offer be tried as long as none has run.
-        let first_ms = self.time(plan, &prepared, &trial, 1).unwrap_or(0.0);
-        let Trials { candidates, runs } = Trials::within_budget(first_ms, offers.len());
-        if candidates == 1 && first_ms > 0.0 {
-            chosen.milliseconds = Some(first_ms);
-            chosen.tried = 1;
-            return Ok((prepared, chosen));
-        }
-        let mut fastest: Option<(f32, usize)> = None;
-        let mut failure = None;
-        for (index, offer) in offers.iter().take(candidates).enumerate() {
-            prepared.algorithm = offer.algo;
-            match self.time(plan, &prepared, &trial, runs) {
-                Ok(ms) => {
-                    chosen.tried += 1;
-                    if fastest.is_none_or(|(best, _)| ms < best) {
-                        fastest = Some((ms, index));
-                    }
-                }
-                Err(error) => failure = Some(error),
-            }
-        }
-        match (fastest, failure) {
-            (Some((ms, index)), _) => {
-                prepared.algorithm = offers[index].algo;
-                chosen.index = index;
-                chosen.milliseconds = Some(ms);
-                chosen.workspace_bytes = offers[index].workspaceSize;
-                Ok((prepared, chosen))
-            }
-            (None, Some(failure)) => Err(failure),
-            (None, None) => Err(no_algorithm(plan)),
-        }
-    }
-
-    /// Asks the heuristic. Never empty.
-    fn offers(
-        &self,
-        descriptors: &Descriptors,
-        key: &Key,
-    ) -> Result<Vec<lt::cublasLtMatmulHeuristicResult_t>, Unavailable> {
-        let preference = Preference::new(WORKSPACE, key.alignment)?;
-        let mut offers = [lt::cublasLtMatmulHeuristicResult_t {
-            algo: lt::cublasLtMatmulAlgo_t { data: [0; 8] },
-            workspaceSize: 0,
-            state: lt::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED,
-            wavesCount: 0.0,
-            reserved: [0; 4],
-        }; OFFERS];
-        let mut count = 0;
-        // SAFETY: all objects are alive; the library writes at most as many results as asked for.
-        let status = unsafe {
-            lt::cublasLtMatmulAlgoGetHeuristic(
-                self.handle,
-                descriptors.matmul,
-                descriptors.a,
-                descriptors.b,
-                descriptors.d,
-                descriptors.d,
-                preference.0,
-                i32::try_from(OFFERS).expect("a handful of algorithms"),
-                offers.as_mut_ptr(),
-                &raw mut count,
-            )
-        };
-        if status == lt::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED {
-            return Err(no_algorithm(&key.plan));
-        }
-        library("cublasLtMatmulAlgoGetHeuristic", status)?;
-        let usable = |offer: &lt::cublasLtMatmulHeuristicResult_t| {
-            offer.state == lt::cublasStatus_t::CUBLAS_STATUS_SUCCESS
-                && offer.workspaceSize <= WORKSPACE
-        };
-        let offers: Vec<_> = offers
-            .into_iter()
-            .take(usize::try_from(count).unwrap_or(0))
-            .filter(usable)
-            .collect();
-        if offers.is_empty() {
-            return Err(no_algorithm(&key.plan));
-        }
-        Ok(offers)
-    }
-
-    /// Milliseconds of one run: the mean of `runs`, after one that loads the kernel.
-    fn time(
-        &self,
-        plan: &MatmulPlan,
-        prepared: &Prepared,
-        pointers: &Pointers,
-        runs: u32,
-    ) -> Result<f32, Unavailable> {
-        self.launch(plan, prepared, pointers)?;
-        let mut ms = 0.0;
-        // SAFETY: events and stream are alive; the elapsed time is one f32.
-        unsafe {
-            driver("cuEventRecord", cu::cuEventRecord(self.start, self.stream))?;
-            for _ in 0..runs {
-                self.launch(plan, prepared, pointers)?;
-            }
-            driver("cuEventRecord", cu::cuEventRecord(self.stop, self.stream))?;
-            driver("cuEventSynchronize", cu::cuEventSynchronize(self.stop))?;
-            driver(
-                "cuEventElapsedTime",
-                (self.elapsed)(&raw mut ms, self.start, self.stop),
-            )?;
-        }
-        #[expect(clippy::cast_precision_loss, reason = "a handful of runs")]
-        let runs = runs as f32;
-        Ok(ms / runs)
-    }
-}
-
-/// Memory for the output of trials.
-struct Scratch(u64);
-
-impl Scratch {
-    fn new(plan: &MatmulPlan) -> Result<Self, Unavailable> {
-        // Only f32 results are added to.
-        let elements = plan.d.rows.saturating_mul(plan.d.cols);
-        let bytes = usize::try_from(elements.saturating_mul(4)).unwrap_or(usize::MAX);
-        allocate("the trial of an accumulating GEMM", bytes).map(Self)
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        // SAFETY: allocated by `allocate`, freed once; the driver waits for work that uses it.
-        let _ = unsafe { cu::cuMemFree_v2(self.0) };
-    }
 }
 
 fn current_context() -> Result<cu::CUcontext, Unavailable> {
@@ -436,7 +266,7 @@ fn current_context() -> Result<cu::CUcontext, Unavailable> {
     Ok(context)
 }
 
-fn allocate(what: &'static str, bytes: usize) -> Result<cu::CUdeviceptr, Unavailable> {
+pub(super) fn allocate(what: &'static str, bytes: usize) -> Result<cu::CUdeviceptr, Unavailable> {
     let mut address = 0;
     // SAFETY: the function was found by the probe and writes one address.
     let status = unsafe { cu::cuMemAlloc_v2(&raw mut address, bytes) };
@@ -445,17 +275,6 @@ fn allocate(what: &'static str, bytes: usize) -> Result<cu::CUdeviceptr, Unavail
     }
     driver("cuMemAlloc", status)?;
     Ok(address)
-}
-
-fn no_algorithm(plan: &MatmulPlan) -> Unavailable {
-    let [m, n, k] = plan.dims();
-    Unavailable::NoAlgorithm {
-        m,
-        n,
-        k,
-        operands: format!("{:?}", plan.a.dtype),
-        out: format!("{:?}", plan.d.dtype),
-    }
 }
 
 /// An address in device memory as the library's functions take it; never read on the host.

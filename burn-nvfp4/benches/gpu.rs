@@ -27,7 +27,7 @@ use burn_fusion::Fusion;
 use burn_nvfp4::cpu::Contraction;
 use burn_nvfp4::kernels::gemm::routine::routines;
 use burn_nvfp4::kernels::gemm::{Problem, cublaslt, dense};
-use burn_nvfp4::kernels::quantize::{Job, quantize};
+use burn_nvfp4::kernels::quantize::{Job, Packing, quantize};
 use burn_nvfp4::kernels::{self, dequantize};
 use burn_nvfp4::recipe::{OperandSpec, Policy, Recipe, presets};
 use burn_nvfp4::rng::{RandomKey, Stream};
@@ -142,7 +142,11 @@ fn quantization() {
         spec,
         along,
         key: KEY,
-        packed,
+        packing: if packed {
+            Packing::EitherAxis
+        } else {
+            Packing::None
+        },
         decoded,
     };
     let bf16 = Some(DType::BF16);
@@ -206,14 +210,6 @@ fn quantization() {
             rate / copy,
         );
     }
-    let amax = time(20, wait, || drop(kernels::amax::tensor_amax(&x)));
-    println!(
-        "{:<40} {:>8.3} ms {:>8.2} TB/s {:>6.2} of copy",
-        "amax alone",
-        ms(amax),
-        2.0 * elements as f64 / amax.as_secs_f64() / 1e12,
-        2.0 * elements as f64 / amax.as_secs_f64() / copy,
-    );
     let mut packed = quantize(&x, &[job(row16, columns, true, None)], None);
     let packed = packed
         .pop()

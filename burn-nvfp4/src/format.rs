@@ -18,7 +18,7 @@ pub(crate) mod layout;
 pub mod matrix;
 
 pub use layout::Format;
-pub use matrix::{Reading, BlockScales, PackedMatrix, TensorScale};
+pub use matrix::{BlockScales, PackedMatrix, Reading, TensorScale};
 
 /// Which elements share one NVFP4 block scale.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]

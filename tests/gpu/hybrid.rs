@@ -98,7 +98,10 @@ fn loss_and_gradient_norm_are_the_cpus() {
     let (got, norm) = train::<Nvfp4<Autodiff<Fused>>>(1);
     // CUDA multiplies f32 matrices of the scan in TF32: 2^-11 for each of a few factors.
     let limit = 3e-3;
-    assert!((got[0] / expected[0] - 1.0).abs() < limit, "{got:?} {expected:?}");
+    assert!(
+        (got[0] / expected[0] - 1.0).abs() < limit,
+        "{got:?} {expected:?}"
+    );
     assert!(
         (norm / expected_norm - 1.0).abs() < limit,
         "{norm} {expected_norm}"
@@ -122,6 +125,9 @@ fn training_in_four_bits_follows_the_cpu() {
     );
     let there = expected[expected.len() - 1];
     assert!(last < first - 1.0, "from {first} to {last}");
-    assert!((last - there).abs() < 0.3, "ends at {last}, on the CPU at {there}");
+    assert!(
+        (last - there).abs() < 0.3,
+        "ends at {last}, on the CPU at {there}"
+    );
     assert_eq!(take_non_finite::<Fused>(&Default::default()), None);
 }

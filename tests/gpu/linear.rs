@@ -116,7 +116,11 @@ fn a_device_gives_the_cpus_results_up_to_the_order_of_sums() {
                 ("y", &got.y, &expected.y),
                 ("dx", &got.dx, &expected.dx),
                 ("dw", &got.dw, &expected.dw),
-                ("db", got.db.as_ref().unwrap(), expected.db.as_ref().unwrap()),
+                (
+                    "db",
+                    got.db.as_ref().unwrap(),
+                    expected.db.as_ref().unwrap(),
+                ),
             ] {
                 let distance = distance(got, expected);
                 assert!(
@@ -221,9 +225,7 @@ fn backward_on_a_device_uses_the_plan_of_its_forward() {
             use_recipe::<B>(presets::NVIDIA);
             let x = tensor::<B, 2>([32, 64], 1);
             let w = tensor::<B, 2>([64, 48], 2).require_grad();
-            let y = layer("named", || {
-                burn::tensor::module::linear(x, w.clone(), None)
-            });
+            let y = layer("named", || burn::tensor::module::linear(x, w.clone(), None));
             between();
             let grads = (y * tensor([32, 48], 4)).sum().backward();
             host(w.grad(&grads).unwrap())
@@ -280,7 +282,10 @@ fn the_first_operand_that_is_not_finite_is_named() {
             through("second", good.clone().slice_fill([3..4, 5..6], bad));
             through("third", good.clone().slice_fill([0..1, 0..1], f32::NAN));
             let found = take_non_finite::<B>(&device).unwrap();
-            assert_eq!((found.layer.as_str(), found.operand), ("second", "fprop.lhs"));
+            assert_eq!(
+                (found.layer.as_str(), found.operand),
+                ("second", "fprop.lhs")
+            );
             assert_eq!(take_non_finite::<B>(&device), None, "told once");
         }
         set_watch::<B>(&device, false);

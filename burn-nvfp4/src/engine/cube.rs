@@ -58,7 +58,11 @@ where
             // What serves both axes is packed along the one that is contiguous in memory. A node
             // under fusion says in advance which one that is: the last.
             let packs = jobs.iter().any(|job| job.packing == Packing::EitherAxis);
-            let x = if packs { into_contiguous(x.clone()) } else { x.clone() };
+            let x = if packs {
+                into_contiguous(x.clone())
+            } else {
+                x.clone()
+            };
             let watch = runtime::is_watched::<Self>(&x.device)
                 .then(|| watch::watch::<Self, R>(&x, &requests[0]));
             quantize(&x, &jobs, watch.as_ref())
@@ -119,8 +123,8 @@ where
 fn job<R: CubeRuntime>(device: &R::Device, request: &OperandRequest<'_>) -> Job {
     let spec = request.spec;
     let native = reads_packed::<R>(device, &spec);
-    let decoded = (!native && request.lifetime != Lifetime::Kept)
-        .then(|| decoded_dtype::<R>(device, &spec));
+    let decoded =
+        (!native && request.lifetime != Lifetime::Kept).then(|| decoded_dtype::<R>(device, &spec));
     let packing = match request.lifetime {
         _ if native => Packing::AskedAxis,
         Lifetime::OneGemm => Packing::None,
@@ -410,10 +414,7 @@ fn fp4<R: CubeRuntime>(
     bias: Option<CubeTensor<R>>,
     out: DType,
 ) -> CubeTensor<R> {
-    let alpha = alpha(
-        (Some(&lhs.amax), lhs.q_max),
-        (Some(&rhs.amax), rhs.q_max),
-    );
+    let alpha = alpha((Some(&lhs.amax), lhs.q_max), (Some(&rhs.amax), rhs.q_max));
     gemm::fp4(&lhs, &rhs, alpha, bias, out)
 }
 

@@ -81,13 +81,8 @@ where
             move |tensors| {
                 let mut tensors = tensors.into_iter();
                 let (x, weight) = (next(&mut tensors), next(&mut tensors));
-                let (y, kept) = CubeBackend::<R, F, I, BT>::fprop(
-                    x,
-                    weight,
-                    tensors.next(),
-                    &owned,
-                    wanted,
-                );
+                let (y, kept) =
+                    CubeBackend::<R, F, I, BT>::fprop(x, weight, tensors.next(), &owned, wanted);
                 let kept = [kept.weight, kept.x].into_iter().zip(&promised);
                 let kept = kept.filter_map(|(operand, form)| operand.zip(form.as_ref()));
                 let parts = kept.flat_map(|(operand, form)| form.parts_of(operand));
@@ -205,12 +200,8 @@ where
             )]
         };
         let inputs = vec![x, dy];
-        let made = record::<CubeBackend<R, F, I, BT>>(
-            "nvfp4::weight_backward",
-            inputs,
-            vec![weight],
-            run,
-        );
+        let made =
+            record::<CubeBackend<R, F, I, BT>>("nvfp4::weight_backward", inputs, vec![weight], run);
         next(&mut made.into_iter())
     }
 
@@ -237,7 +228,9 @@ fn is_empty(tensor: &impl TensorMetadata) -> bool {
 }
 
 fn next<T>(tensors: &mut impl Iterator<Item = T>) -> T {
-    tensors.next().expect("an operation gets and makes as many tensors as it was recorded with")
+    tensors
+        .next()
+        .expect("an operation gets and makes as many tensors as it was recorded with")
 }
 
 /// The tensors of the backend below.

@@ -317,12 +317,7 @@ impl KeptUses {
 }
 
 impl Use {
-    fn request(
-        self,
-        plan: &LinearPlan,
-        stream: Stream,
-        lifetime: Lifetime,
-    ) -> OperandRequest<'_> {
+    fn request(self, plan: &LinearPlan, stream: Stream, lifetime: Lifetime) -> OperandRequest<'_> {
         let Self {
             spec,
             along,

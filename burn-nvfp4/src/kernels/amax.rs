@@ -347,6 +347,7 @@ pub(super) fn launch_partials<R: CubeRuntime>(
     // SAFETY: units beyond the source read nothing (`load` compares with the geometry, which is
     // that of the buffer), and each cube writes its own column of the partial maxima.
     unsafe {
+        crate::kernels::count_launch();
         partial_amax::launch_unchecked::<R>(
             client,
             CubeCount::new_1d(cubes),
@@ -407,6 +408,7 @@ pub(super) fn launch_regions<R: CubeRuntime>(
     );
     // SAFETY: a region ends where the source does, and there is an amax for each of them.
     unsafe {
+        crate::kernels::count_launch();
         region_amax::launch_unchecked::<R>(
             client,
             CubeCount::new_1d(cubes),

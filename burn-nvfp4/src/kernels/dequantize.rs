@@ -185,6 +185,7 @@ fn unpacked<R: CubeRuntime>(
     let scale_dtype = scales.map_or(DType::U32, |scales| scales.dtype);
     // SAFETY: `count` groups have codes, scales and amaxes, and beyond `k` nothing is written.
     unsafe {
+        crate::kernels::count_launch();
         unpack::launch_unchecked::<R>(
             &client,
             CubeCount::new_1d(cubes),

@@ -80,6 +80,7 @@ pub fn swizzle_scales<R: CubeRuntime>(operand: &PackedTensor<R>) -> Option<CubeT
     // SAFETY: units beyond the words return, and a unit reads a scale only where its row and column
     // lie in the operand; `[ceil(rows / block rows), cols]` scales are what a packed operand has.
     unsafe {
+        crate::kernels::count_launch();
         swizzle_kernel::launch_unchecked::<R>(
             &client,
             count,

@@ -1,5 +1,7 @@
 //! What the code around the kernels asks of tensors and devices.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use burn_backend::{DType, Shape};
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::kernel::into_contiguous;
@@ -12,6 +14,18 @@ use crate::cpu::Contraction;
 use crate::format::Format;
 use crate::format::scale::{FP8_Q_MAX, NVFP4_Q_MAX, NVFP4_Q_MAX_256};
 use crate::recipe::{OperandSpec, ScaleBound, ScaleRule};
+
+static LAUNCHES: AtomicU64 = AtomicU64::new(0);
+
+/// Kernels of ours launched so far, in the process: what small shapes are bound by. GEMMs are
+/// counted by their routines.
+pub fn launches() -> u64 {
+    LAUNCHES.load(Ordering::Relaxed)
+}
+
+pub(crate) fn count_launch() {
+    LAUNCHES.fetch_add(1, Ordering::Relaxed);
+}
 
 /// True if tensors of a dtype can lie in buffers of the device.
 pub fn stores<R: CubeRuntime>(client: &ComputeClient<R>, dtype: DType) -> bool {
@@ -110,15 +124,18 @@ pub fn packed_parts<R: CubeRuntime>(
     let scales = Shape::new([rows.div_ceil(block.rows), padded_k / block.k.max(1)]);
     let scales = match format {
         Format::Nvfp4 { .. } | Format::Mxfp4 | Format::Mxfp8 => {
-            let bytes = if stores_bytes(client) { DType::U8 } else { DType::U32 };
+            let bytes = if stores_bytes(client) {
+                DType::U8
+            } else {
+                DType::U32
+            };
             Some((scales, bytes))
         }
         Format::Fp8 {
             scaling: crate::format::Fp8Scaling::Tensor,
         } => None,
         Format::Fp8 {
-            scaling:
-                crate::format::Fp8Scaling::Row128 | crate::format::Fp8Scaling::Tile128x128,
+            scaling: crate::format::Fp8Scaling::Row128 | crate::format::Fp8Scaling::Tile128x128,
         } => Some((scales, DType::F32)),
     };
     PackedParts {

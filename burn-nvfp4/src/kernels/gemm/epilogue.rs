@@ -194,6 +194,7 @@ pub fn finish<R: CubeRuntime>(
     // the lengths of `lhs`, `rhs` and `bias` were checked above against the rows and columns that
     // `factors` and `add` let the kernel read.
     unsafe {
+        crate::kernels::count_launch();
         finish_kernel::launch_unchecked::<R>(
             &client,
             count,

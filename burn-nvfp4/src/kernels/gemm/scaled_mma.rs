@@ -238,6 +238,7 @@ impl<R: CubeRuntime> ScaledGemm<'_, R> {
         // reads rows below `rows` and blocks below `row_blocks` only, and writes `[m, n]`, the
         // shape that `out` was made with; two to a vector only if `n` is even.
         unsafe {
+            crate::kernels::count_launch();
             scaled_gemm::launch_unchecked::<R>(
                 client,
                 CubeCount::Static(cubes[0], cubes[1], 1),

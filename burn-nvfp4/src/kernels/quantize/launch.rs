@@ -364,6 +364,7 @@ impl Task {
         // SAFETY: units beyond the source read nothing, and groups beyond the packed operand write
         // nothing: `geometry` and `arguments` hold the sizes that the buffers were made with.
         unsafe {
+            crate::kernels::count_launch();
             quantize_one::launch_unchecked::<R>(
                 client,
                 CubeCount::new_1d(cubes),
@@ -424,6 +425,7 @@ fn run_both<R: CubeRuntime>(
     let (dtypes_a, dtypes_b) = (memory_a.dtypes(), memory_b.dtypes());
     // SAFETY: as for one job.
     unsafe {
+        crate::kernels::count_launch();
         quantize_two::launch_unchecked::<R>(
             client,
             CubeCount::new_1d(cubes),
@@ -668,6 +670,7 @@ pub fn alpha<R: CubeRuntime>(
     let factor = 1.0 / (lhs.1 * rhs.1);
     // SAFETY: one unit; every array has an element.
     unsafe {
+        crate::kernels::count_launch();
         super::multiply_amaxes::launch_unchecked::<R>(
             &like.client,
             CubeCount::new_single(),

@@ -62,7 +62,7 @@ fn memory(index: usize) -> Result<(), String> {
     // SAFETY: the device was just opened, and the context is released below.
     let context = unsafe { result::primary_ctx::retain(device) }
         .map_err(|error| format!("--device {index}: no context can be made on it: {error}"))?;
-    drop(context);
+    let _ = context;
     // SAFETY: retained above; Burn retains it again.
     unsafe { result::primary_ctx::release(device) }
         .map_err(|error| format!("--device {index}: its context cannot be released: {error}"))

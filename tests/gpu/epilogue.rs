@@ -10,7 +10,7 @@ use burn_nvfp4::kernels::gemm::epilogue::{Scale, finish};
 use burn_nvfp4::kernels::swizzle::swizzle_scales;
 use burn_nvfp4::kernels::{DeviceScales, PackedTensor};
 
-use crate::device::Plain;
+use crate::turns::Plain;
 
 /// Deterministic values over a few binades, of both signs.
 fn values(len: usize, salt: u64) -> Vec<f32> {

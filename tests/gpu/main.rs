@@ -11,5 +11,6 @@ mod device;
 mod turns;
 mod kernels;
 mod scaled_mma;
+mod epilogue;
 mod linear;
 mod hybrid;

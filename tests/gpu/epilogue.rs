@@ -126,7 +126,13 @@ fn sums_are_rounded_once() {
 
 #[test]
 fn scales_are_swizzled_as_on_the_cpu() {
-    for (rows, k) in [(1_usize, 16_usize), (128, 64), (130, 80), (300, 336), (48, 2048)] {
+    for (rows, k) in [
+        (1_usize, 16_usize),
+        (128, 64),
+        (130, 80),
+        (300, 336),
+        (48, 2048),
+    ] {
         for block in [BlockShape::Row16, BlockShape::Tile16x16] {
             let block_rows = match block {
                 BlockShape::Row16 => 1,

@@ -6,8 +6,8 @@ use cubecl::prelude::*;
 use super::arithmetic::{Arithmetic, at_most_largest, divide};
 use super::e4m3::encode as encode_e4m3;
 
-/// The bits of `f32(1 / 6)`, rounded up.
-const INV_6: u32 = 0x3E2A_AAAB;
+/// `f32(1 / 6)`, rounded up. A literal: a constant cannot be reinterpreted in CUDA C++.
+const INV_6: f32 = 1.0 / 6.0;
 
 /// The tensor level of a quantization: what follows from the amax of a tensor or row.
 #[derive(CubeType, Clone, Copy)]
@@ -32,7 +32,7 @@ pub(super) fn tensor_level(
     TensorLevel {
         amax,
         encode,
-        encode_sixth: encode * f32::reinterpret(INV_6),
+        encode_sixth: encode * INV_6,
         decode: divide(1.0f32, encode, arithmetic),
     }
 }

@@ -56,6 +56,10 @@ pub(crate) fn multiply(
 }
 
 #[cube]
+#[allow(
+    unused_assignments,
+    reason = "an assignment is what makes a scale a variable in CUDA C++"
+)]
 fn native(fragments: &Fragments, accumulators: &mut Array<f32>, at: u32) {
     let definition = cmma::MmaDefinition::<e2m1x2, e2m1x2, f32>::new_scaled::<e4m3>(
         16usize, 8usize, 64usize, 4usize,
@@ -78,13 +82,12 @@ fn native(fragments: &Fragments, accumulators: &mut Array<f32>, at: u32) {
         pair[1] = accumulators[at as usize + half * 2 + 1];
         c[half] = pair;
     }
-    let d = definition.execute_scaled(
-        &a,
-        &b,
-        &c,
-        Vector::<e4m3, Const<4>>::reinterpret(fragments.scales[0]),
-        Vector::<e4m3, Const<4>>::reinterpret(fragments.scales[1]),
-    );
+    // CubeCL passes scales by mutable reference, and declares what is never assigned to constant.
+    let mut a_scales = Vector::<e4m3, Const<4>>::empty();
+    let mut b_scales = Vector::<e4m3, Const<4>>::empty();
+    a_scales = Vector::<e4m3, Const<4>>::reinterpret(fragments.scales[0]);
+    b_scales = Vector::<e4m3, Const<4>>::reinterpret(fragments.scales[1]);
+    let d = definition.execute_scaled(&a, &b, &c, a_scales, b_scales);
     #[unroll]
     for half in 0..2usize {
         let pair = d[half];

@@ -1,0 +1,134 @@
+//! `cuda-check`: records training steps and assembles their kernels.
+//!
+//! One line for each failure, with the kernel and the architecture; then a table. Exit code 1 if
+//! there was a failure. `cargo xtask cuda-check` provides NVRTC and calls this.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::Result;
+use clap::Parser;
+use cuda_check::assemble::{Verdict, assemble};
+use cuda_check::nvrtc::Nvrtc;
+use cuda_check::passed::Passed;
+use cuda_check::properties::Architecture;
+use cuda_check::{record, step};
+
+#[derive(Parser)]
+#[command(about = "Assembles every CUDA kernel of a training step, without a GPU")]
+struct Arguments {
+    /// Folder of the CUDA headers; libnvrtc is on LD_LIBRARY_PATH.
+    #[arg(long)]
+    include: PathBuf,
+    /// Folder where sources that passed are remembered.
+    #[arg(long)]
+    passed: PathBuf,
+    /// Threads on which NVRTC runs.
+    #[arg(long, default_value_t = 2)]
+    threads: usize,
+}
+
+/// One row of the table.
+#[derive(Default)]
+struct Row {
+    launches: usize,
+    kernels: usize,
+    assembled: usize,
+    passed_before: usize,
+    failed: usize,
+    recording: f64,
+    assembling: f64,
+}
+
+fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(0) => ExitCode::SUCCESS,
+        Ok(_) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Returns the number of failures.
+#[expect(clippy::print_stdout, reason = "a command line tool reports on stdout")]
+fn run(arguments: &Arguments) -> Result<usize> {
+    let nvrtc = Nvrtc::find(&arguments.include)?;
+    let passed = Passed::open(&arguments.passed, nvrtc.version())?;
+    let mut rows = Vec::new();
+    for architecture in Architecture::ALL {
+        rows.push((
+            architecture,
+            check(&nvrtc, &passed, architecture, arguments)?,
+        ));
+    }
+    println!(
+        "NVRTC {} {:>8} {:>8} {:>10} {:>9} {:>7} {:>10} {:>11}",
+        nvrtc.version(),
+        "launches",
+        "kernels",
+        "assembled",
+        "by cache",
+        "failed",
+        "recorded",
+        "assembled"
+    );
+    for (architecture, row) in &rows {
+        println!(
+            "{architecture:<10} {:>8} {:>8} {:>10} {:>9} {:>7} {:>8.1} s {:>9.1} s",
+            row.launches,
+            row.kernels,
+            row.assembled,
+            row.passed_before,
+            row.failed,
+            row.recording,
+            row.assembling,
+        );
+    }
+    Ok(rows.iter().map(|(_, row)| row.failed).sum())
+}
+
+/// Records and assembles for one architecture, and prints what failed.
+#[expect(clippy::print_stdout, reason = "a command line tool reports on stdout")]
+fn check(
+    nvrtc: &Nvrtc,
+    passed: &Passed,
+    architecture: Architecture,
+    arguments: &Arguments,
+) -> Result<Row> {
+    let start = Instant::now();
+    let mut row = Row::default();
+    let mut fail = |name: &str, reason: &str| {
+        row.failed += 1;
+        println!("FAILED {name} on {architecture}: {reason}");
+    };
+    if let Err(error) = step::record(architecture) {
+        fail("training step", &format!("{error:#}"));
+    }
+    let recording = record::take(architecture);
+    for refusal in &recording.refused {
+        fail(&refusal.name, &refusal.reason);
+    }
+    let recorded = start.elapsed().as_secs_f64();
+    let start = Instant::now();
+    let outcomes = assemble(nvrtc, passed, architecture, &recording, arguments.threads)?;
+    let (mut assembled, mut passed_before) = (0, 0);
+    for outcome in &outcomes {
+        match &outcome.verdict {
+            Verdict::Assembled => assembled += 1,
+            Verdict::PassedBefore => passed_before += 1,
+            Verdict::Failed(log) => fail(&outcome.kernel.name, log),
+        }
+    }
+    Ok(Row {
+        launches: recording.launches,
+        kernels: recording.kernels.len() + recording.refused.len(),
+        assembled,
+        passed_before,
+        recording: recorded,
+        assembling: start.elapsed().as_secs_f64(),
+        ..row
+    })
+}

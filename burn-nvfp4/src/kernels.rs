@@ -6,10 +6,26 @@
 //! block of Philox at once. Nothing here reads back to the host: the amax stays on the device, and
 //! whoever needs it reads it there.
 
+pub mod arithmetic;
+mod e2m1;
+mod e4m3;
+mod e8m0;
+mod scale;
+pub mod philox;
+mod hadamard;
+mod group;
+mod source;
+mod amax;
+mod four_over_six;
+pub mod quantize;
+pub mod dequantize;
 pub mod gemm;
 
-use burn_cubecl::CubeRuntime;
-use burn_cubecl::tensor::CubeTensor;
+// What the functions of this module are called with.
+pub use burn_cubecl::tensor::CubeTensor;
+pub use burn_cubecl::{CubeBackend, CubeRuntime};
+#[cfg(feature = "cuda")]
+pub use cubecl::cuda::{CudaDevice, CudaRuntime};
 
 use crate::cpu::Contraction;
 use crate::format::Format;

@@ -1,0 +1,321 @@
+//! From packed tensors back to numbers; the twin of `cpu/dequantize.rs` (numerics §2).
+//!
+//! [`decode`]: what a GEMM multiplies, code times block scale. [`dequantize`]: what the tensor
+//! stands for, code times the whole scale. [`to_host`] and [`from_host`] move packed operands
+//! without touching a bit.
+
+use burn_backend::{DType, Shape};
+use burn_cubecl::CubeRuntime;
+use burn_cubecl::ops::into_data_sync;
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::ir::StorageType;
+use cubecl::prelude::*;
+
+use super::e2m1::decode as decode_e2m1;
+use super::e4m3::decode as decode_e4m3;
+use super::e8m0::decode as decode_e8m0;
+use super::group::GROUP;
+use super::source::{address_type, array, cubes, empty, optional, units, vector_width, word};
+use super::{DecodedTensor, DeviceScales, PackedTensor};
+use crate::cpu::Contraction;
+use crate::format::{BlockScales, Format, Fp8Scaling, PackedMatrix, TensorScale};
+
+/// What the block scales are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum ScaleType {
+    None,
+    E4m3,
+    E8m0,
+    F32,
+}
+
+/// All that is known when the kernel is compiled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Unpacking {
+    code_bits: u32,
+    scales: ScaleType,
+    block_rows: u32,
+    block_groups: u32,
+    /// Each row has an amax of its own.
+    row_amax: bool,
+    /// The tensor scale is multiplied in.
+    whole: bool,
+}
+
+/// One unit, one group.
+#[cube(launch_unchecked, address_type = "dynamic")]
+fn unpack<NC: Size, S: Numeric, D: Float, ND: Size>(
+    codes: &Array<Vector<u32, NC>>,
+    scales: &ComptimeOption<Array<S>>,
+    amax: &Array<f32>,
+    out: &mut Array<Vector<D, ND>>,
+    groups: u32,
+    count: u32,
+    k: u32,
+    inverse_q_max: f32,
+    cubes: u32,
+    #[comptime] unpacking: Unpacking,
+    #[define(S)] _scale_dtype: StorageType,
+    #[define(D)] _out_dtype: StorageType,
+) {
+    let per_word = comptime!((32 / unpacking.code_bits) as usize);
+    let mask = comptime!((1u32 << unpacking.code_bits) - 1);
+    let n = ND::value();
+    let mut index = ABSOLUTE_POS as u32;
+    while index < count {
+        let (row, group) = (index / groups, index % groups);
+        let block_scale = if comptime!(unpacking.scales == ScaleType::None) {
+            1.0f32.runtime()
+        } else {
+            let (block_rows, block_groups) =
+                comptime!((unpacking.block_rows, unpacking.block_groups));
+            let at = (row / block_rows) as usize * (groups / block_groups) as usize
+                + (group / block_groups) as usize;
+            let stored = scales.as_ref().unwrap()[at];
+            if comptime!(unpacking.scales == ScaleType::E4m3) {
+                decode_e4m3(u32::cast_from(stored))
+            } else if comptime!(unpacking.scales == ScaleType::E8m0) {
+                decode_e8m0(u32::cast_from(stored))
+            } else {
+                f32::cast_from(stored)
+            }
+        };
+        let factor = if comptime!(unpacking.whole) {
+            let amax_row = if comptime!(unpacking.row_amax) {
+                amax[row as usize]
+            } else {
+                amax[0]
+            };
+            (block_scale * amax_row) * inverse_q_max
+        } else {
+            block_scale
+        };
+        let words = codes[index as usize];
+        let col = group * GROUP;
+        let start = (row as usize * k as usize + col as usize) / n;
+        #[unroll]
+        for v in 0..comptime!(GROUP as usize / n) {
+            let mut vector = Vector::<D, ND>::empty();
+            #[unroll]
+            for j in 0..n {
+                let i = comptime!(v * n + j);
+                let word = words[comptime!(i / per_word)];
+                let shift = comptime!((i % per_word * (32 / per_word)) as u32);
+                let code = (word >> shift) & mask;
+                let value = if comptime!(unpacking.code_bits == 4) {
+                    decode_e2m1(code)
+                } else {
+                    decode_e4m3(code)
+                };
+                vector[j] = D::cast_from(value * factor);
+            }
+            if col + comptime!((v * n) as u32) < k {
+                out[start + v] = vector;
+            }
+        }
+        index += cubes * CUBE_DIM;
+    }
+}
+
+/// Code times block scale, `[rows, padded_k]` in `dtype`: bf16, f16 or f32.
+///
+/// Exact for NVFP4 and the MX formats in bf16 and f32; with f32 block scales rounded once to f32,
+/// and once more to `dtype`.
+pub fn decode<R: CubeRuntime>(packed: &PackedTensor<R>, dtype: DType) -> DecodedTensor<R> {
+    let values = unpacked(packed, dtype, packed.padded_k, false);
+    let has_tensor_scale = match packed.format {
+        Format::Nvfp4 { .. }
+        | Format::Fp8 {
+            scaling: Fp8Scaling::Tensor,
+        } => true,
+        Format::Mxfp4
+        | Format::Mxfp8
+        | Format::Fp8 {
+            scaling: Fp8Scaling::Row128 | Fp8Scaling::Tile128x128,
+        } => false,
+    };
+    DecodedTensor {
+        values,
+        along: Contraction::Columns,
+        amax: has_tensor_scale.then(|| packed.amax.clone()),
+        q_max: packed.q_max,
+    }
+}
+
+/// The values that a packed tensor stands for, f32 `[rows, k]`.
+///
+/// # Source
+/// [`cpu::dequantize`](crate::cpu::dequantize), in the same order of operations.
+pub fn dequantize<R: CubeRuntime>(packed: &PackedTensor<R>) -> CubeTensor<R> {
+    unpacked(packed, DType::F32, packed.k, true)
+}
+
+fn unpacked<R: CubeRuntime>(
+    packed: &PackedTensor<R>,
+    dtype: DType,
+    k: usize,
+    whole: bool,
+) -> CubeTensor<R> {
+    let client = packed.codes.client.clone();
+    let out = empty(&packed.codes, Shape::new([packed.rows, k]), dtype);
+    let count = word(packed.rows * packed.padded_k / GROUP as usize);
+    if count == 0 {
+        return out;
+    }
+    let (scale_type, scales) = match (&packed.scales, packed.format) {
+        (DeviceScales::None, _) => (ScaleType::None, None),
+        (DeviceScales::F32(scales), _) => (ScaleType::F32, Some(scales)),
+        (DeviceScales::Bytes(scales), Format::Nvfp4 { .. }) => (ScaleType::E4m3, Some(scales)),
+        (DeviceScales::Bytes(scales), Format::Mxfp4 | Format::Mxfp8 | Format::Fp8 { .. }) => {
+            (ScaleType::E8m0, Some(scales))
+        }
+    };
+    let block = packed.format.block_dims();
+    let unpacking = Unpacking {
+        code_bits: word(packed.format.code_bits()),
+        scales: scale_type,
+        block_rows: word(block.rows),
+        block_groups: word(block.k).div_ceil(GROUP),
+        row_amax: packed.amax.meta.num_elements() > 1,
+        whole,
+    };
+    let units = units(&client);
+    let cubes = cubes(&client, count.div_ceil(units), 16);
+    let width = vector_width(&client, dtype.size(), &[k]);
+    let scale_dtype = scales.map_or(DType::U32, |scales| scales.dtype);
+    // SAFETY: `count` groups have codes, scales and amaxes, and beyond `k` nothing is written.
+    unsafe {
+        unpack::launch_unchecked::<R>(
+            &client,
+            CubeCount::new_1d(cubes),
+            CubeDim::new_1d(units),
+            address_type(&[&packed.codes, &out]),
+            packed.format.code_bits() / 2,
+            width,
+            array(&packed.codes),
+            optional(scales),
+            array(&packed.amax),
+            array(&out),
+            word(packed.padded_k) / GROUP,
+            count,
+            word(k),
+            1.0 / packed.q_max,
+            cubes,
+            unpacking,
+            scale_dtype.into(),
+            dtype.into(),
+        );
+    }
+    out
+}
+
+/// Copies a packed tensor to the host. Waits for the device: for inspection, tests and export.
+pub fn to_host<R: CubeRuntime>(packed: &PackedTensor<R>) -> PackedMatrix {
+    let (rows, k) = (packed.rows, packed.k);
+    let codes: Vec<u32> = read(&packed.codes);
+    let codes: Vec<u8> = codes.into_iter().flat_map(u32::to_le_bytes).collect();
+    // A format without blocks is padded on the device only, to whole groups.
+    let block_k = packed.format.block_len();
+    let per_byte = 8 / packed.format.code_bits();
+    let (wide, narrow) = (
+        packed.padded_k / per_byte,
+        k.next_multiple_of(block_k) / per_byte,
+    );
+    let codes = codes
+        .chunks(wide.max(1))
+        .flat_map(|row| &row[..narrow])
+        .copied()
+        .collect();
+    let bytes = |scales: &CubeTensor<R>| -> Vec<u8> {
+        if scales.dtype == DType::U8 {
+            read(scales)
+        } else {
+            let words: Vec<u32> = read(scales);
+            words
+                .into_iter()
+                .map(|word| word.to_le_bytes()[0])
+                .collect()
+        }
+    };
+    let block_scales = match (&packed.scales, packed.format) {
+        (DeviceScales::None, _) => BlockScales::None,
+        (DeviceScales::F32(scales), _) => BlockScales::F32(read(scales)),
+        (DeviceScales::Bytes(scales), Format::Nvfp4 { .. }) => BlockScales::E4m3(bytes(scales)),
+        (DeviceScales::Bytes(scales), Format::Mxfp4 | Format::Mxfp8 | Format::Fp8 { .. }) => {
+            BlockScales::E8m0(bytes(scales))
+        }
+    };
+    let tensor_scale = TensorScale {
+        amax: read(&packed.amax),
+        q_max: packed.q_max,
+    };
+    PackedMatrix::from_parts((rows, k), packed.format, codes, block_scales, tensor_scale)
+        .expect("a packed tensor has the parts of its format")
+}
+
+/// Copies a packed matrix to a device.
+pub fn from_host<R: CubeRuntime>(matrix: &PackedMatrix, device: &R::Device) -> PackedTensor<R> {
+    let (rows, k, format) = (matrix.rows(), matrix.k(), matrix.format());
+    let padded_k = k.next_multiple_of(format.block_len().max(GROUP as usize));
+    let per_byte = 8 / format.code_bits();
+    let (wide, narrow) = (padded_k / per_byte, matrix.padded_k() / per_byte);
+    let mut codes = Vec::with_capacity(rows * wide / 4);
+    for row in matrix.codes().chunks(narrow.max(1)) {
+        let mut row = row.to_vec();
+        row.resize(wide, 0);
+        codes.extend(
+            row.as_chunks()
+                .0
+                .iter()
+                .map(|&word| u32::from_le_bytes(word)),
+        );
+    }
+    let codes = upload(&codes, [rows, wide / 4].into(), DType::U32, device);
+    let block = format.block_dims();
+    let shape = [rows.div_ceil(block.rows), padded_k / block.k];
+    let scales = match matrix.block_scales() {
+        BlockScales::None => DeviceScales::None,
+        BlockScales::F32(scales) => {
+            DeviceScales::F32(upload(scales, shape.into(), DType::F32, device))
+        }
+        BlockScales::E4m3(bytes) | BlockScales::E8m0(bytes) => {
+            let words: Vec<u32> = bytes.iter().map(|&byte| u32::from(byte)).collect();
+            DeviceScales::Bytes(upload(&words, shape.into(), DType::U32, device))
+        }
+    };
+    let amax = &matrix.tensor_scale().amax;
+    PackedTensor {
+        rows,
+        k,
+        padded_k,
+        format,
+        codes,
+        scales,
+        amax: upload(amax, [amax.len()].into(), DType::F32, device),
+        q_max: matrix.tensor_scale().q_max,
+    }
+}
+
+fn read<R: CubeRuntime, E: burn_backend::Element>(tensor: &CubeTensor<R>) -> Vec<E> {
+    if tensor.meta.num_elements() == 0 {
+        return Vec::new();
+    }
+    into_data_sync(tensor.clone())
+        .to_vec()
+        .expect("the tensor is read as the dtype that it has")
+}
+
+fn upload<R: CubeRuntime, E: bytemuck::Pod>(
+    values: &[E],
+    shape: Shape,
+    dtype: DType,
+    device: &R::Device,
+) -> CubeTensor<R> {
+    let client = R::client(device);
+    let handle = if values.is_empty() {
+        client.empty(size_of::<u64>())
+    } else {
+        client.create_from_slice(bytemuck::cast_slice(values))
+    };
+    CubeTensor::new_contiguous(client, device.clone(), shape, handle, dtype)
+}

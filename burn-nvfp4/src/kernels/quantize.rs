@@ -1,0 +1,787 @@
+//! Quantizing a tensor for one GEMM or two; the twin of `cpu/quantize.rs` (numerics §2 to §7).
+//!
+//! 1. One launch takes every tensor amax that the jobs need: partial maxima, see [`amax`].
+//! 2. One launch does the rest. Each cube reduces the partial maxima once and then walks over
+//!    tiles of the source: load a group of sixteen, transform it, block amax and scale, codes, and
+//!    out, packed or decoded or both. With two jobs the same cube does both on a tile, so that the
+//!    second reads what the first has brought into the cache.
+//!
+//! Formats without a tensor amax need the second launch only. Row amaxes and FP8 blocks have a
+//! launch of their own for theirs.
+
+use cubecl::ir::StorageType;
+use cubecl::prelude::*;
+
+use super::amax::{Slot, reduce_partials};
+use super::arithmetic::{INFINITY, divide};
+use super::e2m1::{decode as decode_e2m1, encode_rne, encode_stochastic, round_rne, saturate};
+use super::e4m3::{decode as decode_e4m3, encode as encode_e4m3};
+use super::e8m0::{decode as decode_e8m0, encode as encode_e8m0, reciprocal as reciprocal_e8m0};
+use super::four_over_six::{ErrorRule, candidates, row_error, tree_sum};
+use super::group::{Access, GROUP, Geometry, Place, group_amax, load, place};
+use super::hadamard::transform;
+use super::philox::{KeyWords, RandomBytes, block_bytes, byte};
+use super::scale::{
+    TensorLevel, block_encode_scale, block_scale, tensor_encode_scale, tensor_level,
+};
+use crate::cpu::Contraction;
+use crate::recipe::E8m0Rule;
+
+mod launch;
+
+pub use launch::{Job, Quantized, Reading, Watch, alpha, quantize};
+
+/// Which codes, by which rounding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Codes {
+    E2m1Nearest,
+    E2m1Stochastic,
+    E4m3,
+}
+
+/// How the scale of a block follows from its amax.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Scales {
+    /// E4M3, block amax to 6.
+    Nvfp4,
+    /// E4M3, block amax to 6 or to 4.
+    FourOverSix(ErrorRule),
+    /// E8M0 for elements up to the f32 with these bits.
+    Mx { rule: E8m0Rule, element_max: u32 },
+    /// One encode scale for everything.
+    Fp8Tensor,
+    /// One f32 scale per block.
+    Fp8Block,
+}
+
+/// Where the amax comes from that a scale needs besides that of its block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum AmaxSource {
+    /// It needs none.
+    None,
+    /// Partial maxima of the tensor.
+    Partials(Slot),
+    /// One per row of the packed operand.
+    Rows,
+    /// One per block: the block amaxes themselves.
+    Blocks,
+}
+
+/// All that is known of a job when its kernel is compiled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Plan {
+    pub(super) access: Access,
+    pub(super) codes: Codes,
+    pub(super) scales: Scales,
+    pub(super) amax: AmaxSource,
+    /// Signs of the Hadamard transform.
+    pub(super) signs: Option<u16>,
+    /// Rows and groups of a block.
+    pub(super) block_rows: u32,
+    pub(super) block_groups: u32,
+    pub(super) packed: bool,
+    pub(super) decoded: bool,
+}
+
+impl Plan {
+    const fn words(&self) -> usize {
+        match self.codes {
+            Codes::E2m1Nearest | Codes::E2m1Stochastic => 2,
+            Codes::E4m3 => 4,
+        }
+    }
+
+    const fn is_along_columns(&self) -> bool {
+        matches!(self.access.along, Contraction::Columns)
+    }
+
+    /// Units or columns whose groups make up one block, where a block is larger than a group and
+    /// its amax is taken here.
+    const fn members(&self) -> u32 {
+        match self.scales {
+            Scales::Nvfp4 | Scales::FourOverSix(_) | Scales::Mx { .. } => {
+                self.block_rows * self.block_groups
+            }
+            Scales::Fp8Tensor | Scales::Fp8Block => 1,
+        }
+    }
+
+    /// How far apart the members lie in shared memory, where column `w` of unit `u` has the place
+    /// `width * u + w`.
+    const fn member_stride(&self) -> u32 {
+        match (self.access.along, self.block_rows) {
+            (Contraction::Columns, 1) => 1,
+            (Contraction::Columns, _) => self.access.groups(),
+            (Contraction::Rows, 1) => self.access.lane() * self.access.width,
+            (Contraction::Rows, _) => 1,
+        }
+    }
+
+    const fn error_rule(&self) -> Option<ErrorRule> {
+        match self.scales {
+            Scales::FourOverSix(rule) => Some(rule),
+            Scales::Nvfp4 | Scales::Mx { .. } | Scales::Fp8Tensor | Scales::Fp8Block => None,
+        }
+    }
+
+    const fn mx(&self) -> Option<(E8m0Rule, u32)> {
+        match self.scales {
+            Scales::Mx { rule, element_max } => Some((rule, element_max)),
+            Scales::Nvfp4 | Scales::FourOverSix(_) | Scales::Fp8Tensor | Scales::Fp8Block => None,
+        }
+    }
+
+    const fn slot(&self) -> Option<Slot> {
+        match self.amax {
+            AmaxSource::Partials(slot) => Some(slot),
+            AmaxSource::None | AmaxSource::Rows | AmaxSource::Blocks => None,
+        }
+    }
+
+    const fn has_tensor_scale(&self) -> bool {
+        match self.scales {
+            Scales::Nvfp4 | Scales::FourOverSix(_) | Scales::Fp8Tensor => true,
+            Scales::Mx { .. } | Scales::Fp8Block => false,
+        }
+    }
+}
+
+/// Runtime arguments of a job.
+#[derive(CubeType, CubeLaunch, Clone, Copy)]
+pub(super) struct Arguments {
+    /// Groups in a row of the packed operand, padding included.
+    groups: u32,
+    /// Elements along the contraction axis that are written decoded.
+    decoded_k: u32,
+    q_max: f32,
+    key: KeyWords,
+    /// Zero, which no compiler may know.
+    zero: u32,
+    /// Cubes that wrote partial maxima.
+    partials: u32,
+}
+
+/// Where a job writes.
+#[derive(CubeType, CubeLaunch)]
+pub(super) struct Outputs<S: Numeric, NC: Size, D: Float, ND: Size> {
+    /// One group to a vector.
+    codes: ComptimeOption<Array<Vector<u32, NC>>>,
+    scales: ComptimeOption<Array<S>>,
+    decoded: ComptimeOption<Array<Vector<D, ND>>>,
+    /// `[1]`: the tensor amax.
+    amax: ComptimeOption<Array<f32>>,
+}
+
+/// Reports a tensor that holds NaN or an infinity.
+#[derive(CubeType, CubeLaunch)]
+pub(super) struct WatchOutput {
+    found: Array<u32>,
+    id: u32,
+}
+
+/// Scales of a block.
+#[derive(CubeType, Clone, Copy)]
+struct BlockScale {
+    /// As it is stored, in the one-byte formats.
+    byte: u32,
+    decode: f32,
+    encode: f32,
+}
+
+/// One job, or the first of two.
+#[cube(launch_unchecked, address_type = "dynamic")]
+fn quantize_one<F: Float, N: Size, S: Numeric, NC: Size, D: Float, ND: Size>(
+    source: &Array<Vector<F, N>>,
+    geometry: Geometry,
+    partials: &ComptimeOption<Array<u32>>,
+    regions: &ComptimeOption<Array<u32>>,
+    arguments: Arguments,
+    outputs: &mut Outputs<S, NC, D, ND>,
+    watch: &mut ComptimeOption<WatchOutput>,
+    cubes: u32,
+    #[comptime] plan: Plan,
+    #[define(F)] _source_dtype: StorageType,
+    #[define(S)] _scale_dtype: StorageType,
+    #[define(D)] _decoded_dtype: StorageType,
+) {
+    let units = comptime!(plan.access.tiling.units);
+    let mut shared = SharedMemory::<u32>::new(comptime!((units * plan.access.width) as usize));
+    let level = start(partials, &arguments, outputs, &mut shared, plan);
+    report(partials, &arguments, watch, &mut shared, units);
+    let mut tile = CUBE_POS as u32;
+    while tile < geometry.tiles {
+        quantize_tile::<F, N, S, NC, D, ND>(
+            source,
+            regions,
+            outputs,
+            &mut shared,
+            &level,
+            &arguments,
+            tile,
+            &geometry,
+            plan,
+        );
+        tile += cubes;
+    }
+}
+
+/// Two jobs on one tensor, in the same tiles.
+#[cube(launch_unchecked, address_type = "dynamic")]
+fn quantize_two<
+    F: Float,
+    NA: Size,
+    SA: Numeric,
+    NCA: Size,
+    DA: Float,
+    NDA: Size,
+    NB: Size,
+    SB: Numeric,
+    NCB: Size,
+    DB: Float,
+    NDB: Size,
+>(
+    source_a: &Array<Vector<F, NA>>,
+    geometry_a: Geometry,
+    regions_a: &ComptimeOption<Array<u32>>,
+    arguments_a: Arguments,
+    outputs_a: &mut Outputs<SA, NCA, DA, NDA>,
+    source_b: &Array<Vector<F, NB>>,
+    geometry_b: Geometry,
+    regions_b: &ComptimeOption<Array<u32>>,
+    arguments_b: Arguments,
+    outputs_b: &mut Outputs<SB, NCB, DB, NDB>,
+    partials: &ComptimeOption<Array<u32>>,
+    watch: &mut ComptimeOption<WatchOutput>,
+    cubes: u32,
+    #[comptime] plan_a: Plan,
+    #[comptime] plan_b: Plan,
+    #[define(F)] _source_dtype: StorageType,
+    #[define(SA)] _scale_dtype_a: StorageType,
+    #[define(DA)] _decoded_dtype_a: StorageType,
+    #[define(SB)] _scale_dtype_b: StorageType,
+    #[define(DB)] _decoded_dtype_b: StorageType,
+) {
+    let units = comptime!(plan_a.access.tiling.units);
+    let width = comptime!(if plan_a.access.width > plan_b.access.width {
+        plan_a.access.width
+    } else {
+        plan_b.access.width
+    });
+    let mut shared = SharedMemory::<u32>::new(comptime!((units * width) as usize));
+    let level_a = start(partials, &arguments_a, outputs_a, &mut shared, plan_a);
+    let level_b = start(partials, &arguments_b, outputs_b, &mut shared, plan_b);
+    report(partials, &arguments_a, watch, &mut shared, units);
+    let mut tile = CUBE_POS as u32;
+    while tile < geometry_a.tiles {
+        quantize_tile::<F, NA, SA, NCA, DA, NDA>(
+            source_a,
+            regions_a,
+            outputs_a,
+            &mut shared,
+            &level_a,
+            &arguments_a,
+            tile,
+            &geometry_a,
+            plan_a,
+        );
+        quantize_tile::<F, NB, SB, NCB, DB, NDB>(
+            source_b,
+            regions_b,
+            outputs_b,
+            &mut shared,
+            &level_b,
+            &arguments_b,
+            tile,
+            &geometry_b,
+            plan_b,
+        );
+        tile += cubes;
+    }
+}
+
+/// The tensor level of a job, which the first cube also writes out.
+#[cube]
+fn start<S: Numeric, NC: Size, D: Float, ND: Size>(
+    partials: &ComptimeOption<Array<u32>>,
+    arguments: &Arguments,
+    outputs: &mut Outputs<S, NC, D, ND>,
+    shared: &mut SharedMemory<u32>,
+    #[comptime] plan: Plan,
+) -> TensorLevel {
+    let units = comptime!(plan.access.tiling.units);
+    let amax = if comptime!(plan.slot().is_some()) {
+        let slot = comptime!(plan.slot().unwrap_or(Slot::Plain));
+        let partials = partials.as_ref().unwrap();
+        f32::reinterpret(reduce_partials(
+            partials,
+            arguments.partials as usize,
+            shared,
+            slot,
+            units,
+        ))
+    } else {
+        1.0f32.runtime()
+    };
+    let writes = outputs.amax.is_some();
+    if comptime!(writes) {
+        if CUBE_POS == 0 && UNIT_POS == 0 {
+            let out = outputs.amax.as_mut().unwrap();
+            if comptime!(plan.has_tensor_scale()) {
+                out[0] = amax;
+            } else {
+                out[0] = 1.0f32;
+            }
+        }
+    }
+    tensor_level(amax, arguments.q_max, comptime!(plan.access.arithmetic))
+}
+
+/// Writes the id of a tensor that is not finite, unless another one was first.
+#[cube]
+fn report(
+    partials: &ComptimeOption<Array<u32>>,
+    arguments: &Arguments,
+    watch: &mut ComptimeOption<WatchOutput>,
+    shared: &mut SharedMemory<u32>,
+    #[comptime] units: u32,
+) {
+    let watched = watch.is_some();
+    if comptime!(watched) {
+        let partials = partials.as_ref().unwrap();
+        let largest = reduce_partials(
+            partials,
+            arguments.partials as usize,
+            shared,
+            Slot::Watch,
+            units,
+        );
+        if CUBE_POS == 0 && UNIT_POS == 0 && largest >= INFINITY {
+            let watch = watch.as_mut().unwrap();
+            if watch.found[0] == 0xFFFF_FFFFu32 {
+                watch.found[0] = watch.id;
+            }
+        }
+    }
+}
+
+/// One job on one tile.
+#[cube]
+fn quantize_tile<F: Float, N: Size, S: Numeric, NC: Size, D: Float, ND: Size>(
+    source: &Array<Vector<F, N>>,
+    regions: &ComptimeOption<Array<u32>>,
+    outputs: &mut Outputs<S, NC, D, ND>,
+    shared: &mut SharedMemory<u32>,
+    level: &TensorLevel,
+    arguments: &Arguments,
+    tile: u32,
+    geometry: &Geometry,
+    #[comptime] plan: Plan,
+) {
+    let arithmetic = comptime!(plan.access.arithmetic);
+    let width = comptime!(plan.access.width as usize);
+    for round in 0..comptime!(plan.access.rounds()) {
+        let here = place(tile, round, geometry, plan.access);
+        let mut values = load::<F, N>(source, here, geometry, plan.access);
+        let mut amaxes = Array::<f32>::new(width);
+        #[unroll]
+        for w in 0..width {
+            let start = comptime!(w * GROUP as usize);
+            if comptime!(plan.signs.is_some()) {
+                let signs = comptime!(plan.signs.unwrap_or_default());
+                transform(&mut values, start, signs, arithmetic);
+            }
+            amaxes[w] = group_amax(&values, start, arithmetic);
+        }
+        share_amaxes(&mut amaxes, shared, plan);
+        let packed_rows = if comptime!(plan.is_along_columns()) {
+            geometry.rows
+        } else {
+            geometry.cols
+        };
+        let exists = here.row < packed_rows && here.group < arguments.groups;
+        if comptime!(plan.error_rule().is_some()) {
+            let scales = choose(&values, &amaxes, shared, level, arguments, plan);
+            #[unroll]
+            for w in 0..width {
+                let scale = nvfp4_scale(scales[w], level, plan);
+                finish::<S, NC, D, ND>(
+                    &mut values,
+                    scale,
+                    here,
+                    exists,
+                    outputs,
+                    level,
+                    arguments,
+                    w,
+                    plan,
+                );
+            }
+        } else {
+            #[unroll]
+            for w in 0..width {
+                let row = here.row + comptime!(w as u32);
+                let scale = scale_of_block(
+                    amaxes[w], row, here.group, exists, regions, level, arguments, plan,
+                );
+                finish::<S, NC, D, ND>(
+                    &mut values,
+                    scale,
+                    here,
+                    exists,
+                    outputs,
+                    level,
+                    arguments,
+                    w,
+                    plan,
+                );
+            }
+        }
+        store_decoded::<S, NC, D, ND>(&values, here, exists, outputs, arguments, geometry, plan);
+    }
+}
+
+/// Where the members of the block of column `w` begin in shared memory.
+#[cube]
+fn first_member(#[comptime] w: u32, #[comptime] plan: Plan) -> u32 {
+    let lane = comptime!(plan.access.lane());
+    let width = comptime!(plan.access.width);
+    let groups = comptime!(plan.access.groups());
+    if comptime!(plan.is_along_columns()) {
+        if comptime!(plan.block_rows == 1) {
+            UNIT_POS - UNIT_POS % comptime!(plan.block_groups)
+        } else {
+            UNIT_POS / (groups * 16u32) * (groups * 16u32) + UNIT_POS % groups
+        }
+    } else if comptime!(plan.block_rows == 1) {
+        (UNIT_POS - UNIT_POS / lane % comptime!(plan.block_groups) * lane) * width + w
+    } else {
+        (UNIT_POS - UNIT_POS % lane) * width
+    }
+}
+
+/// Block amaxes from group amaxes, where a block is larger than a group.
+#[cube]
+fn share_amaxes(amaxes: &mut Array<f32>, shared: &mut SharedMemory<u32>, #[comptime] plan: Plan) {
+    let width = comptime!(plan.access.width as usize);
+    if comptime!(plan.members() > 1) {
+        #[unroll]
+        for w in 0..width {
+            shared[UNIT_POS as usize * width + w] = u32::reinterpret(amaxes[w]);
+        }
+        sync_cube();
+        #[unroll]
+        for w in 0..width {
+            let first = first_member(comptime!(w as u32), plan);
+            let mut amax = 0u32.runtime();
+            #[unroll]
+            for member in 0..comptime!(plan.members()) {
+                let offset = comptime!(member * plan.member_stride());
+                amax = u32::max(amax, shared[(first + offset) as usize]);
+            }
+            amaxes[w] = f32::reinterpret(amax);
+        }
+        sync_cube();
+    }
+}
+
+/// The scales that four-over-six picks for the blocks of a unit.
+#[cube]
+fn choose(
+    values: &Array<f32>,
+    amaxes: &Array<f32>,
+    shared: &mut SharedMemory<u32>,
+    level: &TensorLevel,
+    arguments: &Arguments,
+    #[comptime] plan: Plan,
+) -> Array<u32> {
+    let arithmetic = comptime!(plan.access.arithmetic);
+    let width = comptime!(plan.access.width as usize);
+    let rule = comptime!(plan.error_rule().expect("a four-over-six plan has a rule"));
+    let mut scales = Array::<u32>::new(width);
+    let mut errors = Array::<f32>::new(comptime!(2 * width));
+    #[unroll]
+    for w in 0..width {
+        let start = comptime!(w * GROUP as usize);
+        let pair = candidates(amaxes[w], level, arithmetic);
+        errors[2 * w] = row_error(
+            values,
+            start,
+            pair.six,
+            level,
+            arguments.q_max,
+            arguments.zero,
+            rule,
+            arithmetic,
+        );
+        errors[2 * w + 1] = row_error(
+            values,
+            start,
+            pair.four,
+            level,
+            arguments.q_max,
+            arguments.zero,
+            rule,
+            arithmetic,
+        );
+    }
+    if comptime!(plan.block_rows > 1) {
+        let stride = comptime!(plan.member_stride() as usize);
+        #[unroll]
+        for candidate in 0..2usize {
+            #[unroll]
+            for w in 0..width {
+                shared[UNIT_POS as usize * width + w] = u32::reinterpret(errors[2 * w + candidate]);
+            }
+            sync_cube();
+            #[unroll]
+            for w in 0..width {
+                let first = first_member(comptime!(w as u32), plan);
+                errors[2 * w + candidate] = tree_sum(shared, first as usize, stride);
+            }
+            sync_cube();
+        }
+    }
+    #[unroll]
+    for w in 0..width {
+        let pair = candidates(amaxes[w], level, arithmetic);
+        let four_wins = errors[2 * w + 1] < errors[2 * w];
+        scales[w] = select(four_wins, pair.four, pair.six);
+    }
+    scales
+}
+
+/// The E4M3 scale of an NVFP4 block with what goes with it.
+#[cube]
+fn nvfp4_scale(byte: u32, level: &TensorLevel, #[comptime] plan: Plan) -> BlockScale {
+    let decode = decode_e4m3(byte);
+    BlockScale {
+        byte,
+        decode,
+        encode: block_encode_scale(decode, level, comptime!(plan.access.arithmetic)),
+    }
+}
+
+/// The scale of a block by every rule but four-over-six.
+#[cube]
+fn scale_of_block(
+    amax: f32,
+    row: u32,
+    group: u32,
+    exists: bool,
+    regions: &ComptimeOption<Array<u32>>,
+    level: &TensorLevel,
+    arguments: &Arguments,
+    #[comptime] plan: Plan,
+) -> BlockScale {
+    let arithmetic = comptime!(plan.access.arithmetic);
+    if comptime!(plan.scales == Scales::Nvfp4) {
+        if comptime!(plan.amax == AmaxSource::Rows) {
+            let index = select(exists, row, 0u32);
+            let row_amax = f32::reinterpret(regions.as_ref().unwrap()[index as usize]);
+            let level = tensor_level(row_amax, arguments.q_max, arithmetic);
+            nvfp4_scale(block_scale(amax, &level), &level, plan)
+        } else {
+            nvfp4_scale(block_scale(amax, level), level, plan)
+        }
+    } else if comptime!(plan.mx().is_some()) {
+        let (rule, element_max) = comptime!(plan.mx().expect("an MX plan has a rule"));
+        let code = encode_e8m0(amax, rule, element_max);
+        BlockScale {
+            byte: code,
+            decode: decode_e8m0(code),
+            encode: reciprocal_e8m0(code),
+        }
+    } else if comptime!(plan.scales == Scales::Fp8Block) {
+        let index = select(exists, scale_index(row, group, arguments, plan), 0usize);
+        let amax = f32::reinterpret(regions.as_ref().unwrap()[index]);
+        let encode = tensor_encode_scale(amax, arguments.q_max, arithmetic);
+        BlockScale {
+            byte: 0u32.runtime(),
+            decode: divide(1.0f32, encode, arithmetic),
+            encode,
+        }
+    } else {
+        BlockScale {
+            byte: 0u32.runtime(),
+            decode: 1.0f32.runtime(),
+            encode: level.encode,
+        }
+    }
+}
+
+/// The index of the scale of a group.
+#[cube]
+fn scale_index(row: u32, group: u32, arguments: &Arguments, #[comptime] plan: Plan) -> usize {
+    let (rows, groups) = comptime!((plan.block_rows, plan.block_groups));
+    (row / rows) as usize * (arguments.groups / groups) as usize + (group / groups) as usize
+}
+
+/// Codes of column `w` of a unit, out; its values become decoded if that is wanted.
+#[cube]
+fn finish<S: Numeric, NC: Size, D: Float, ND: Size>(
+    values: &mut Array<f32>,
+    scale: BlockScale,
+    here: Place,
+    exists: bool,
+    outputs: &mut Outputs<S, NC, D, ND>,
+    level: &TensorLevel,
+    arguments: &Arguments,
+    #[comptime] w: usize,
+    #[comptime] plan: Plan,
+) {
+    let row = here.row + comptime!(w as u32);
+    let index = row as usize * arguments.groups as usize + here.group as usize;
+    let random = if comptime!(plan.codes == Codes::E2m1Stochastic) {
+        block_bytes(&arguments.key, level.amax, index as u32)
+    } else {
+        RandomBytes::none()
+    };
+    let mut words = Array::<u32>::new(comptime!(plan.words()));
+    encode_group(
+        values,
+        &mut words,
+        &random,
+        scale,
+        comptime!(w * GROUP as usize),
+        plan,
+    );
+    if comptime!(plan.packed) {
+        if exists {
+            let mut codes = Vector::<u32, NC>::empty();
+            #[unroll]
+            for i in 0..comptime!(plan.words()) {
+                codes[i] = words[i];
+            }
+            outputs.codes.as_mut().unwrap()[index] = codes;
+            if comptime!(plan.scales != Scales::Fp8Tensor) {
+                let first_row = row % comptime!(plan.block_rows) == 0;
+                if first_row && here.group % comptime!(plan.block_groups) == 0 {
+                    let index = scale_index(row, here.group, arguments, plan);
+                    let scales = outputs.scales.as_mut().unwrap();
+                    if comptime!(plan.scales == Scales::Fp8Block) {
+                        scales[index] = S::cast_from(scale.decode);
+                    } else {
+                        scales[index] = S::cast_from(scale.byte);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Sixteen codes into words; the values become `code * decode` if that is wanted.
+#[cube]
+fn encode_group(
+    values: &mut Array<f32>,
+    words: &mut Array<u32>,
+    random: &RandomBytes,
+    scale: BlockScale,
+    #[comptime] start: usize,
+    #[comptime] plan: Plan,
+) {
+    let arithmetic = comptime!(plan.access.arithmetic);
+    let per_word = comptime!(16 / plan.words());
+    #[unroll]
+    for i in 0..comptime!(plan.words()) {
+        words[i] = 0u32;
+    }
+    #[unroll]
+    for i in 0..16usize {
+        let y = values[start + i] * scale.encode;
+        let shift = comptime!((i % per_word * (32 / per_word)) as u32);
+        if comptime!(plan.codes == Codes::E2m1Nearest) {
+            let y = saturate(y, arithmetic);
+            if comptime!(plan.packed) {
+                words[i / per_word] |= encode_rne(y) << shift;
+            }
+            if comptime!(plan.decoded) {
+                values[start + i] = round_rne(y, arithmetic) * scale.decode;
+            }
+        } else if comptime!(plan.codes == Codes::E2m1Stochastic) {
+            let y = saturate(y, arithmetic);
+            let drawn = byte(random, comptime!(i as u32));
+            let code = encode_stochastic(y, drawn);
+            if comptime!(plan.packed) {
+                words[i / per_word] |= code << shift;
+            }
+            if comptime!(plan.decoded) {
+                values[start + i] = decode_e2m1(code) * scale.decode;
+            }
+        } else {
+            let code = encode_e4m3(y);
+            if comptime!(plan.packed) {
+                words[i / per_word] |= code << shift;
+            }
+            if comptime!(plan.decoded) {
+                values[start + i] = decode_e4m3(code) * scale.decode;
+            }
+        }
+    }
+}
+
+/// Writes decoded values where the source has them.
+#[cube]
+fn store_decoded<S: Numeric, NC: Size, D: Float, ND: Size>(
+    values: &Array<f32>,
+    here: Place,
+    exists: bool,
+    outputs: &mut Outputs<S, NC, D, ND>,
+    arguments: &Arguments,
+    geometry: &Geometry,
+    #[comptime] plan: Plan,
+) {
+    if comptime!(plan.decoded) {
+        let n = ND::value();
+        let first = here.group * GROUP;
+        let decoded = outputs.decoded.as_mut().unwrap();
+        if comptime!(plan.is_along_columns()) {
+            let start = (here.row as usize * arguments.decoded_k as usize + first as usize) / n;
+            #[unroll]
+            for v in 0..comptime!(GROUP as usize / n) {
+                if exists && first + comptime!((v * n) as u32) < arguments.decoded_k {
+                    let mut vector = Vector::<D, ND>::empty();
+                    #[unroll]
+                    for i in 0..n {
+                        vector[i] = D::cast_from(values[v * n + i]);
+                    }
+                    decoded[start + v] = vector;
+                }
+            }
+        } else {
+            let stride = geometry.cols as usize / n;
+            let start = first as usize * stride + here.row as usize / n;
+            #[unroll]
+            for i in 0..16usize {
+                if exists && first + comptime!(i as u32) < arguments.decoded_k {
+                    let mut vector = Vector::<D, ND>::empty();
+                    #[unroll]
+                    for w in 0..n {
+                        vector[w] = D::cast_from(values[w * 16 + i]);
+                    }
+                    decoded[start + i * stride] = vector;
+                }
+            }
+        }
+    }
+}
+
+/// `(lhs * rhs) * factor`, in this order.
+#[cube(launch_unchecked)]
+fn multiply_amaxes(
+    lhs: &ComptimeOption<Array<f32>>,
+    rhs: &ComptimeOption<Array<f32>>,
+    factor: f32,
+    out: &mut Array<f32>,
+) {
+    out[0] = (amax_or_one(lhs) * amax_or_one(rhs)) * factor;
+}
+
+#[cube]
+fn amax_or_one(amax: &ComptimeOption<Array<f32>>) -> f32 {
+    let given = amax.is_some();
+    if comptime!(given) {
+        amax.as_ref().unwrap()[0]
+    } else {
+        1.0f32.runtime()
+    }
+}

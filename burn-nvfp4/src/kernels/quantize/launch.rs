@@ -1,0 +1,671 @@
+//! Which kernels run for a tensor, and their launches.
+
+use burn_backend::{DType, Shape};
+use burn_cubecl::CubeRuntime;
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::ir::features::TypeUsage;
+use cubecl::prelude::*;
+
+use super::{
+    AmaxSource, ArgumentsLaunch, Codes, OutputsLaunch, Plan, Scales, WatchOutputLaunch,
+    quantize_one, quantize_two,
+};
+use crate::cpu::Contraction;
+use crate::format::scale::{FP8_Q_MAX, NVFP4_Q_MAX, NVFP4_Q_MAX_256};
+use crate::format::{BlockShape, Format, Fp8Scaling, e2m1, e4m3};
+use crate::kernels::amax::{Partials, Slot, Wanted, launch_partials, launch_regions};
+use crate::kernels::arithmetic::Arithmetic;
+use crate::kernels::four_over_six::ErrorRule;
+use crate::kernels::group::{GROUP, Tiling};
+use crate::kernels::philox::KeyWordsLaunch;
+use crate::kernels::source::{
+    Source, address_type, array, cubes, empty, optional, vector_width, word,
+};
+use crate::kernels::{DecodedTensor, DeviceScales, PackedTensor};
+use crate::recipe::{OperandSpec, Rounding, ScaleBound, ScaleRule, SignVector, Transform};
+use crate::rng::RandomKey;
+
+/// What is wanted of one tensor for one GEMM.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Job {
+    /// How to quantize.
+    pub spec: OperandSpec,
+    /// Which axis of the tensor, seen as a matrix, the GEMM sums over.
+    pub along: Contraction,
+    /// Names the random bits, if the spec rounds stochastically.
+    pub key: RandomKey,
+    /// Codes and scales are wanted.
+    pub packed: bool,
+    /// Code times block scale is wanted, in bf16, f16 or f32.
+    pub decoded: Option<DType>,
+}
+
+/// Watches a tensor for NaN and infinities.
+#[derive(Clone, Debug)]
+pub struct Watch<R: CubeRuntime> {
+    /// u32 `[1]`; `u32::MAX` as long as nothing was found.
+    pub found: CubeTensor<R>,
+    /// What is written there if the tensor is not finite and nothing was found before.
+    pub id: u32,
+}
+
+/// What one job gave.
+#[derive(Clone, Debug)]
+pub struct Quantized<R: CubeRuntime> {
+    /// Codes and scales, if they were wanted.
+    pub packed: Option<PackedTensor<R>>,
+    /// How the GEMM reads the packed operand.
+    pub reading: Reading,
+    /// Code times block scale, if it was wanted; in the orientation of the tensor.
+    pub decoded: Option<DecodedTensor<R>>,
+}
+
+/// Which axis of a packed tensor the GEMM sums over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reading {
+    /// The axis that it was packed along.
+    AsPacked,
+    /// The other one: what is packed is the transpose of what was asked for, with the same codes
+    /// and scales. Only formats whose blocks are squares.
+    Transposed,
+}
+
+/// Quantizes a tensor for one GEMM or two.
+///
+/// Without a tensor amax in any job one launch; else two, the amax included; row amaxes and FP8
+/// blocks add one. The layouts of both results follow the memory of `x`: nothing is transposed.
+///
+/// # Shapes
+/// `x`: f32, bf16 or f16, any rank and strides; leading dims are flattened to rows.
+///
+/// # Panics
+/// If there are no jobs or more than two, if a spec is high precision or its parts do not go
+/// together, or if rows, columns or groups cannot be counted in 32 bits.
+pub fn quantize<R: CubeRuntime>(
+    x: &CubeTensor<R>,
+    jobs: &[Job],
+    watch: Option<&Watch<R>>,
+) -> Vec<Quantized<R>> {
+    let source = Source::new(x);
+    match jobs {
+        [job] => vec![Task::new(&source, job).run_alone(&source, watch)],
+        [a, b] => {
+            let (a, b) = (Task::new(&source, a), Task::new(&source, b));
+            if a.goes_with(&b) {
+                run_both(&source, &a, &b, watch)
+            } else {
+                vec![a.run_alone(&source, watch), b.run_alone(&source, None)]
+            }
+        }
+        _ => panic!(
+            "a tensor is quantized for one GEMM or two, not {}",
+            jobs.len()
+        ),
+    }
+}
+
+/// A job, brought to the source's orientation.
+#[derive(Clone, Copy, Debug)]
+struct Task {
+    job: Job,
+    /// The axis of the source that the GEMM sums over.
+    asked: Contraction,
+    /// The axis of the source that is quantized along.
+    along: Contraction,
+    format: Format,
+    /// Of the packed operand.
+    rows: usize,
+    k: usize,
+    padded_k: usize,
+    codes: Codes,
+    scales: Scales,
+    amax: AmaxSource,
+    signs: Option<u16>,
+    q_max: f32,
+}
+
+impl Task {
+    fn new<R: CubeRuntime>(source: &Source<R>, job: &Job) -> Self {
+        if let Some(reason) = job.spec.conflict() {
+            panic!("{reason}");
+        }
+        let asked = source.along(job.along);
+        let signs = match job.spec.transform() {
+            Transform::None => None,
+            Transform::Hadamard {
+                signs: SignVector(signs),
+            } => Some(signs),
+        };
+        let codes = match job.spec.rounding() {
+            Some(Rounding::NearestEven) => Codes::E2m1Nearest,
+            Some(Rounding::Stochastic) => Codes::E2m1Stochastic,
+            None => Codes::E4m3,
+        };
+        // Squares whose scale depends on a maximum alone are packed along the columns, where the
+        // source is contiguous. The errors of four-over-six are sums, in an order.
+        let square = match job.spec {
+            OperandSpec::Nvfp4 { scale, .. } => {
+                job.spec.is_transposable() && matches!(scale, ScaleRule::Tensor)
+            }
+            OperandSpec::HighPrecision
+            | OperandSpec::Mxfp4 { .. }
+            | OperandSpec::Mxfp8 { .. }
+            | OperandSpec::Fp8 { .. } => job.spec.is_transposable(),
+        };
+        let along = if square { Contraction::Columns } else { asked };
+        let slot = match (signs, along) {
+            (None, _) => Slot::Plain,
+            (Some(_), Contraction::Columns) => Slot::Columns,
+            (Some(_), Contraction::Rows) => Slot::Rows,
+        };
+        let tensor = AmaxSource::Partials(slot);
+        let (format, scales, amax, q_max) = match job.spec {
+            OperandSpec::HighPrecision => panic!("a high-precision operand is not quantized"),
+            OperandSpec::Nvfp4 { block, scale, .. } => {
+                let (scales, amax, q_max) = match scale {
+                    ScaleRule::Tensor => (Scales::Nvfp4, tensor, NVFP4_Q_MAX),
+                    ScaleRule::Row => (Scales::Nvfp4, AmaxSource::Rows, NVFP4_Q_MAX),
+                    ScaleRule::FourOverSix {
+                        bound,
+                        error,
+                        arithmetic,
+                    } => {
+                        let q_max = match bound {
+                            ScaleBound::E4m3At256 => NVFP4_Q_MAX_256,
+                            ScaleBound::E4m3At448 => NVFP4_Q_MAX,
+                        };
+                        let rule = ErrorRule { error, arithmetic };
+                        (Scales::FourOverSix(rule), tensor, q_max)
+                    }
+                };
+                (Format::Nvfp4 { block }, scales, amax, q_max)
+            }
+            OperandSpec::Mxfp4 { scale: rule, .. } => {
+                // Only the random key asks for an amax.
+                let amax = match codes {
+                    Codes::E2m1Stochastic => tensor,
+                    Codes::E2m1Nearest | Codes::E4m3 => AmaxSource::None,
+                };
+                let element_max = e2m1::MAX.to_bits();
+                (Format::Mxfp4, Scales::Mx { rule, element_max }, amax, 1.0)
+            }
+            OperandSpec::Mxfp8 { scale: rule } => {
+                let element_max = e4m3::MAX.to_bits();
+                let scales = Scales::Mx { rule, element_max };
+                (Format::Mxfp8, scales, AmaxSource::None, 1.0)
+            }
+            OperandSpec::Fp8 { scaling } => {
+                let (scales, amax) = match scaling {
+                    Fp8Scaling::Tensor => (Scales::Fp8Tensor, tensor),
+                    Fp8Scaling::Row128 | Fp8Scaling::Tile128x128 => {
+                        (Scales::Fp8Block, AmaxSource::Blocks)
+                    }
+                };
+                (Format::Fp8 { scaling }, scales, amax, FP8_Q_MAX)
+            }
+        };
+        let (rows, k) = match along {
+            Contraction::Columns => (source.rows, source.cols),
+            Contraction::Rows => (source.cols, source.rows),
+        };
+        Self {
+            job: *job,
+            asked,
+            along,
+            format,
+            rows,
+            k,
+            padded_k: k.next_multiple_of(format.block_len().max(GROUP as usize)),
+            codes,
+            scales,
+            amax,
+            signs,
+            q_max,
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.rows * self.k == 0
+    }
+
+    /// Whether two jobs can share their launches.
+    fn goes_with(&self, other: &Self) -> bool {
+        let same_slot = self.along == other.along && self.signs != other.signs;
+        let both_rotated = self.signs.is_some() && other.signs.is_some();
+        !self.is_empty() && !(same_slot && both_rotated)
+    }
+
+    /// Adds what this job needs to what one launch takes.
+    fn want(&self, wanted: &mut Wanted) {
+        match self.amax {
+            AmaxSource::Partials(Slot::Plain) => wanted.plain = true,
+            AmaxSource::Partials(Slot::Columns) => wanted.columns = self.signs,
+            AmaxSource::Partials(Slot::Rows) => wanted.rows = self.signs,
+            AmaxSource::Partials(Slot::Watch)
+            | AmaxSource::None
+            | AmaxSource::Rows
+            | AmaxSource::Blocks => {}
+        }
+    }
+
+    /// Rows and length of a block.
+    fn block(&self) -> [usize; 2] {
+        let block = self.format.block_dims();
+        [block.rows, block.k.max(GROUP as usize)]
+    }
+
+    /// Row or block amaxes, by a launch of their own.
+    fn regions<R: CubeRuntime>(&self, source: &Source<R>) -> Option<CubeTensor<R>> {
+        let [rows, k] = match self.amax {
+            AmaxSource::None | AmaxSource::Partials(_) => return None,
+            AmaxSource::Rows => [1, self.k],
+            AmaxSource::Blocks => self.block(),
+        };
+        let region = match self.along {
+            Contraction::Columns => [rows, k],
+            Contraction::Rows => [k, rows],
+        };
+        let arithmetic = Arithmetic::of::<R>(&source.tensor.client);
+        Some(launch_regions(source, region, self.along, arithmetic))
+    }
+
+    /// Rows and columns of the source that the groups of this job cover.
+    fn covered(&self) -> [usize; 2] {
+        match self.along {
+            Contraction::Columns => [self.rows, self.padded_k],
+            Contraction::Rows => [self.padded_k, self.rows],
+        }
+    }
+
+    /// Length of the contraction axis of the decoded operand.
+    fn decoded_k(&self) -> usize {
+        // A transform mixes the padding of its last sixteen elements with the others.
+        if self.signs.is_some() {
+            self.padded_k
+        } else {
+            self.k
+        }
+    }
+
+    fn is_along_rows(&self) -> bool {
+        self.along == Contraction::Rows
+    }
+
+    fn is_tall(&self) -> bool {
+        matches!(
+            self.format,
+            Format::Nvfp4 {
+                block: BlockShape::Tile16x16
+            }
+        )
+    }
+
+    fn plan<R: CubeRuntime>(&self, source: &Source<R>, tiling: Tiling) -> Plan {
+        let arithmetic = Arithmetic::of::<R>(&source.tensor.client);
+        let [rows, k] = self.block();
+        Plan {
+            access: source.access(self.along, tiling, arithmetic),
+            codes: self.codes,
+            scales: self.scales,
+            amax: self.amax,
+            signs: self.signs,
+            block_rows: word(rows),
+            block_groups: word(k) / GROUP,
+            packed: self.job.packed,
+            decoded: self.job.decoded.is_some(),
+        }
+    }
+
+    fn arguments<R: CubeRuntime>(&self, partials: Option<&Partials<R>>) -> ArgumentsLaunch<R> {
+        ArgumentsLaunch::new(
+            word(self.padded_k) / GROUP,
+            word(self.decoded_k()),
+            self.q_max,
+            key_words(&self.job.key),
+            0,
+            partials.map_or(0, |partials| partials.cubes),
+        )
+    }
+
+    fn run_alone<R: CubeRuntime>(
+        &self,
+        source: &Source<R>,
+        watch: Option<&Watch<R>>,
+    ) -> Quantized<R> {
+        if self.is_empty() {
+            return Memory::new(source, self).into_quantized(self, source, None);
+        }
+        let mut wanted = Wanted {
+            watch: watch.is_some(),
+            ..Wanted::default()
+        };
+        self.want(&mut wanted);
+        let tiling = source.tiling(self.is_along_rows(), self.is_tall());
+        let plan = self.plan(source, tiling);
+        let partials = launch_partials(source, wanted, plan.access.arithmetic);
+        let regions = self.regions(source);
+        let memory = Memory::new(source, self);
+        let (width, input) = source.argument(self.along);
+        let (geometry, tiles) = source.geometry(self.along, tiling, self.covered());
+        let client = &source.tensor.client;
+        let cubes = cubes(client, tiles, 8);
+        let (shapes, dtypes) = (memory.widths(self, source), memory.dtypes());
+        // SAFETY: units beyond the source read nothing, and groups beyond the packed operand write
+        // nothing: `geometry` and `arguments` hold the sizes that the buffers were made with.
+        unsafe {
+            quantize_one::launch_unchecked::<R>(
+                client,
+                CubeCount::new_1d(cubes),
+                CubeDim::new_1d(tiling.units),
+                memory.address_type(source),
+                width,
+                shapes[0],
+                shapes[1],
+                input,
+                geometry,
+                optional(partials.as_ref().map(|partials| &partials.tensor)),
+                optional(regions.as_ref()),
+                self.arguments(partials.as_ref()),
+                memory.outputs(),
+                watch_argument(watch),
+                cubes,
+                plan,
+                source.tensor.dtype.into(),
+                dtypes[0].into(),
+                dtypes[1].into(),
+            );
+        }
+        memory.into_quantized(self, source, regions)
+    }
+}
+
+/// Both jobs in the same launches.
+fn run_both<R: CubeRuntime>(
+    source: &Source<R>,
+    a: &Task,
+    b: &Task,
+    watch: Option<&Watch<R>>,
+) -> Vec<Quantized<R>> {
+    let mut wanted = Wanted {
+        watch: watch.is_some(),
+        ..Wanted::default()
+    };
+    a.want(&mut wanted);
+    b.want(&mut wanted);
+    let along_rows = a.is_along_rows() || b.is_along_rows();
+    let tiling = source.tiling(along_rows, a.is_tall() || b.is_tall());
+    let (plan_a, plan_b) = (a.plan(source, tiling), b.plan(source, tiling));
+    let partials = launch_partials(source, wanted, plan_a.access.arithmetic);
+    let (regions_a, regions_b) = (a.regions(source), b.regions(source));
+    let (memory_a, memory_b) = (Memory::new(source, a), Memory::new(source, b));
+    let (width_a, input_a) = source.argument(a.along);
+    let (width_b, input_b) = source.argument(b.along);
+    let (covered_a, covered_b) = (a.covered(), b.covered());
+    let covered = [
+        covered_a[0].max(covered_b[0]),
+        covered_a[1].max(covered_b[1]),
+    ];
+    let (geometry_a, tiles) = source.geometry(a.along, tiling, covered);
+    let (geometry_b, _) = source.geometry(b.along, tiling, covered);
+    let client = &source.tensor.client;
+    let cubes = cubes(client, tiles, 8);
+    let (shapes_a, shapes_b) = (memory_a.widths(a, source), memory_b.widths(b, source));
+    let (dtypes_a, dtypes_b) = (memory_a.dtypes(), memory_b.dtypes());
+    // SAFETY: as for one job.
+    unsafe {
+        quantize_two::launch_unchecked::<R>(
+            client,
+            CubeCount::new_1d(cubes),
+            CubeDim::new_1d(tiling.units),
+            memory_a
+                .address_type(source)
+                .max(memory_b.address_type(source)),
+            width_a,
+            shapes_a[0],
+            shapes_a[1],
+            width_b,
+            shapes_b[0],
+            shapes_b[1],
+            input_a,
+            geometry_a,
+            optional(regions_a.as_ref()),
+            a.arguments(partials.as_ref()),
+            memory_a.outputs(),
+            input_b,
+            geometry_b,
+            optional(regions_b.as_ref()),
+            b.arguments(partials.as_ref()),
+            memory_b.outputs(),
+            optional(partials.as_ref().map(|partials| &partials.tensor)),
+            watch_argument(watch),
+            cubes,
+            plan_a,
+            plan_b,
+            source.tensor.dtype.into(),
+            dtypes_a[0].into(),
+            dtypes_a[1].into(),
+            dtypes_b[0].into(),
+            dtypes_b[1].into(),
+        );
+    }
+    vec![
+        memory_a.into_quantized(a, source, regions_a),
+        memory_b.into_quantized(b, source, regions_b),
+    ]
+}
+
+/// What a job writes.
+#[derive(Debug)]
+struct Memory<R: CubeRuntime> {
+    codes: Option<CubeTensor<R>>,
+    scales: Option<CubeTensor<R>>,
+    decoded: Option<CubeTensor<R>>,
+    amax: Option<CubeTensor<R>>,
+}
+
+impl<R: CubeRuntime> Memory<R> {
+    fn new(source: &Source<R>, task: &Task) -> Self {
+        let Source { tensor, .. } = source;
+        let make = |shape: Vec<usize>, dtype| empty(tensor, Shape::from(shape), dtype);
+        let packed = task.job.packed;
+        let [block_rows, block_k] = task.block();
+        let blocks = vec![task.rows.div_ceil(block_rows), task.padded_k / block_k];
+        let per_word = 32 / task.format.code_bits();
+        let scales = match task.scales {
+            Scales::Nvfp4 | Scales::FourOverSix(_) | Scales::Mx { .. } => Some(bytes_dtype(tensor)),
+            Scales::Fp8Block => Some(DType::F32),
+            Scales::Fp8Tensor => None,
+        };
+        let decoded = match task.along {
+            Contraction::Columns => vec![task.rows, task.decoded_k()],
+            Contraction::Rows => vec![task.decoded_k(), task.rows],
+        };
+        let has_own_amax = match task.amax {
+            AmaxSource::Partials(_) => packed || task.has_tensor_scale(),
+            AmaxSource::None | AmaxSource::Blocks => packed,
+            AmaxSource::Rows => false,
+        };
+        Self {
+            codes: packed.then(|| make(vec![task.rows, task.padded_k / per_word], DType::U32)),
+            scales: scales.filter(|_| packed).map(|dtype| make(blocks, dtype)),
+            decoded: task.job.decoded.map(|dtype| make(decoded, dtype)),
+            amax: has_own_amax.then(|| make(vec![1], DType::F32)),
+        }
+    }
+
+    fn outputs<S: Numeric, NC: Size, D: Float, ND: Size>(&self) -> OutputsLaunch<S, NC, D, ND, R> {
+        OutputsLaunch::new(
+            optional(self.codes.as_ref()),
+            optional(self.scales.as_ref()),
+            optional(self.decoded.as_ref()),
+            optional(self.amax.as_ref()),
+        )
+    }
+
+    /// Vector widths of codes and decoded values.
+    fn widths(&self, task: &Task, source: &Source<R>) -> [usize; 2] {
+        let codes = match task.codes {
+            Codes::E2m1Nearest | Codes::E2m1Stochastic => 2,
+            Codes::E4m3 => 4,
+        };
+        let decoded = match (&self.decoded, task.along) {
+            (None, _) => 1,
+            (Some(decoded), Contraction::Columns) => {
+                let size = decoded.dtype.size();
+                vector_width(&decoded.client, size, &[task.decoded_k()])
+            }
+            (Some(_), Contraction::Rows) => source.rows_width(),
+        };
+        [codes, decoded]
+    }
+
+    /// Dtypes of scales and decoded values.
+    fn dtypes(&self) -> [DType; 2] {
+        [
+            self.scales
+                .as_ref()
+                .map_or(DType::U32, |scales| scales.dtype),
+            self.decoded
+                .as_ref()
+                .map_or(DType::F32, |decoded| decoded.dtype),
+        ]
+    }
+
+    fn address_type(&self, source: &Source<R>) -> AddressType {
+        let written = [&self.codes, &self.scales, &self.decoded];
+        let tensors = written.into_iter().flatten();
+        let tensors: Vec<_> = tensors.chain([&source.tensor]).collect();
+        address_type(&tensors)
+    }
+
+    fn into_quantized(
+        self,
+        task: &Task,
+        source: &Source<R>,
+        regions: Option<CubeTensor<R>>,
+    ) -> Quantized<R> {
+        let amax = match task.amax {
+            AmaxSource::Rows => regions.or_else(|| {
+                let shape = Shape::new([task.rows]);
+                Some(empty(&source.tensor, shape, DType::F32))
+            }),
+            AmaxSource::None | AmaxSource::Partials(_) | AmaxSource::Blocks => self.amax,
+        };
+        let amax = match amax {
+            Some(_) if task.is_empty() && task.amax != AmaxSource::Rows => {
+                // No kernel ran. The amax of nothing is 0, that of a format without one is 1.
+                let value: f32 = if task.has_tensor_scale() { 0.0 } else { 1.0 };
+                let handle = source.tensor.client.create_from_slice(&value.to_ne_bytes());
+                Some(CubeTensor::new_contiguous(
+                    source.tensor.client.clone(),
+                    source.tensor.device.clone(),
+                    Shape::new([1]),
+                    handle,
+                    DType::F32,
+                ))
+            }
+            amax => amax,
+        };
+        let q_max = if task.has_tensor_scale() {
+            task.q_max
+        } else {
+            1.0
+        };
+        let scales = match (self.scales, task.scales) {
+            (Some(scales), Scales::Fp8Block) => DeviceScales::F32(scales),
+            (Some(scales), _) => DeviceScales::Bytes(scales),
+            (None, _) => DeviceScales::None,
+        };
+        let decoded = self.decoded.map(|values| DecodedTensor {
+            values,
+            along: task.asked,
+            amax: amax.clone().filter(|_| task.has_tensor_scale()),
+            q_max,
+        });
+        let packed = self.codes.map(|codes| PackedTensor {
+            rows: task.rows,
+            k: task.k,
+            padded_k: task.padded_k,
+            format: task.format,
+            codes,
+            scales,
+            amax: amax.expect("a packed operand has an amax"),
+            q_max,
+        });
+        let reading = if task.along == task.asked {
+            Reading::AsPacked
+        } else {
+            Reading::Transposed
+        };
+        Quantized {
+            packed,
+            reading,
+            decoded,
+        }
+    }
+}
+
+impl Task {
+    fn has_tensor_scale(&self) -> bool {
+        match self.scales {
+            Scales::Nvfp4 | Scales::FourOverSix(_) | Scales::Fp8Tensor => true,
+            Scales::Mx { .. } | Scales::Fp8Block => false,
+        }
+    }
+}
+
+/// How the device of a tensor stores bytes: as such, or one to a word.
+fn bytes_dtype<R: CubeRuntime>(like: &CubeTensor<R>) -> DType {
+    let usage = like.client.properties().type_usage(DType::U8.into());
+    if usage.contains(TypeUsage::Buffer) {
+        DType::U8
+    } else {
+        DType::U32
+    }
+}
+
+fn watch_argument<R: CubeRuntime>(
+    watch: Option<&Watch<R>>,
+) -> ComptimeOptionArgs<super::WatchOutput, R> {
+    match watch {
+        Some(Watch { found, id }) => {
+            ComptimeOptionArgs::Some(WatchOutputLaunch::new(array(found), *id))
+        }
+        None => ComptimeOptionArgs::None,
+    }
+}
+
+fn key_words<R: CubeRuntime>(key: &RandomKey) -> KeyWordsLaunch<R> {
+    let [seed_low, seed_high] = key.key_words();
+    let [_, step_low, _, last] = key.counter(0.0, 0);
+    KeyWordsLaunch::new(seed_low, seed_high, step_low, last)
+}
+
+/// The factor that belongs after a GEMM: `(a * b) * f32(1 / (q_max_a * q_max_b))`, f32 `[1]`.
+///
+/// Each side is an amax `[1]` and what it was mapped to; without an amax, 1 and 1. `None` if
+/// neither side has one.
+///
+/// # Source
+/// [`cpu::gemm_alpha`](crate::cpu::gemm_alpha).
+pub fn alpha<R: CubeRuntime>(
+    lhs: (Option<&CubeTensor<R>>, f32),
+    rhs: (Option<&CubeTensor<R>>, f32),
+) -> Option<CubeTensor<R>> {
+    let like = lhs.0.or(rhs.0)?;
+    let out = empty(like, Shape::new([1]), DType::F32);
+    let factor = 1.0 / (lhs.1 * rhs.1);
+    // SAFETY: one unit; every array has an element.
+    unsafe {
+        super::multiply_amaxes::launch_unchecked::<R>(
+            &like.client,
+            CubeCount::new_single(),
+            CubeDim::new_single(),
+            optional(lhs.0),
+            optional(rhs.0),
+            factor,
+            array(&out),
+        );
+    }
+    Some(out)
+}

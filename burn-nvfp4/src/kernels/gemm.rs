@@ -1,5 +1,7 @@
 //! GEMMs on operands in device memory.
 
+pub mod scaled_mma;
+
 use burn_backend::DType;
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::tensor::CubeTensor;

@@ -1,7 +1,8 @@
 //! Every CUDA kernel of a training step, assembled by NVRTC, on a machine without a GPU.
 //!
-//! 1. [`step`] runs training steps on a CubeCL runtime that has no device ([`runtime`]). Launch
-//!    code runs unchanged, down to CUDA C++; tensors have shapes but no contents.
+//! 1. [`step`] runs training steps, and [`operands`] every quantization, on a CubeCL runtime that
+//!    has no device ([`runtime`]). Launch code runs unchanged, down to CUDA C++; tensors have
+//!    shapes but no contents.
 //! 2. [`record`] keeps each source once for each architecture.
 //! 3. [`assemble`] has NVRTC ([`nvrtc`]) make machine code of each, with the options of CubeCL's
 //!    CUDA runtime, and remembers sources that passed ([`passed`]).
@@ -12,6 +13,7 @@ pub mod properties;
 pub mod record;
 pub mod runtime;
 pub mod step;
+pub mod operands;
 pub mod nvrtc;
 pub mod passed;
 pub mod assemble;

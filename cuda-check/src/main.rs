@@ -13,7 +13,7 @@ use cuda_check::assemble::{Verdict, assemble};
 use cuda_check::nvrtc::Nvrtc;
 use cuda_check::passed::Passed;
 use cuda_check::properties::Architecture;
-use cuda_check::{record, step};
+use cuda_check::{operands, record, step};
 
 #[derive(Parser)]
 #[command(about = "Assembles every CUDA kernel of a training step, without a GPU")]
@@ -28,6 +28,13 @@ struct Arguments {
     #[arg(long, default_value_t = 2)]
     threads: usize,
 }
+
+/// What is launched, by name.
+const LAUNCHES: [(&str, fn(Architecture) -> Result<()>); 3] = [
+    ("a training step", step::record),
+    ("a quantization", operands::quantizers),
+    ("a block-scaled GEMM", operands::scaled_gemms),
+];
 
 /// One row of the table.
 #[derive(Default)]
@@ -104,8 +111,10 @@ fn check(
         row.failed += 1;
         println!("FAILED {name} on {architecture}: {reason}");
     };
-    if let Err(error) = step::record(architecture) {
-        fail("training step", &format!("{error:#}"));
+    for (name, launch) in LAUNCHES {
+        if let Err(error) = launch(architecture) {
+            fail(name, &format!("{error:#}"));
+        }
     }
     let recording = record::take(architecture);
     for refusal in &recording.refused {

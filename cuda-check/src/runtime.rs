@@ -9,6 +9,7 @@ use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
+use anyhow::{Result, anyhow};
 use burn_backend::DeviceOps;
 use burn_cubecl::CubeBackend;
 use cubecl::ir::{
@@ -26,6 +27,7 @@ use cubecl_common::bytes::Bytes;
 use cubecl_common::device::{Device, DeviceId, DeviceService, ServerUtilitiesHandle};
 use cubecl_common::future::DynFut;
 use cubecl_common::profile::ProfileDuration;
+use cubecl_common::reader::read_sync;
 use cubecl_common::stream_id::StreamId;
 use cubecl_cpp::cuda::mma::contiguous_elements_cuda;
 use cubecl_cpp::shared::{CompilationOptions, CppCompiler};
@@ -179,13 +181,25 @@ impl RecordingServer {
     }
 }
 
+/// Runs launch code and waits until its launches are recorded. A panic in it is an error like any
+/// other.
+pub(crate) fn recorded(
+    device: &RecordingDevice,
+    launch: impl FnOnce() -> Result<()>,
+) -> Result<()> {
+    catch_unwind(AssertUnwindSafe(launch))
+        .map_err(|panic| anyhow!("panicked: {}", panic_message(&*panic)))??;
+    let client = RecordingRuntime::client(device);
+    read_sync(client.sync()).map_err(|error| anyhow!("{error}"))
+}
+
 /// A type's path without its generics, which take lines.
 fn path(type_name: &str) -> &str {
     type_name.split('<').next().unwrap_or_default()
 }
 
 /// What a panic said.
-pub(crate) fn panic_message(panic: &(dyn Any + Send)) -> String {
+fn panic_message(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
     text.or_else(|| panic.downcast_ref::<String>().cloned())
         .unwrap_or_else(|| "a panic without a message".to_owned())

@@ -4,9 +4,7 @@
 //! with one block of each kind and a bias on every linear. Which kernels a step launches depends on
 //! the recipe, on the order of the decorators and on the dtype of the activations.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
-
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use burn::backend::Autodiff;
 use burn::optim::{GradientsParams, Optimizer};
 use burn::tensor::backend::AutodiffBackend;
@@ -21,7 +19,7 @@ use burn_nvfp4_models::train::optim::{GroupedAdamW, OptimizerConfig};
 use burn_nvfp4_models::train::step::next_token_loss;
 
 use crate::properties::Architecture;
-use crate::runtime::{Recorder, RecordingDevice, panic_message};
+use crate::runtime::{Recorder, RecordingDevice, recorded};
 
 /// Recipes whose kernels differ: block shapes, scale rules, formats. The other presets leave out
 /// steps of these.
@@ -57,14 +55,11 @@ fn step<B: AutodiffBackend<Device = RecordingDevice>>(
     burn_nvfp4::set_progress::<B>(&device, Progress { step: 1, total: 2 });
     let model: HybridLm<B> = config()?.init(&device, 0).with_activations(activations);
     let name = B::name(&device);
-    let train = || {
+    recorded(&device, || {
         train(model, &device);
-        B::sync(&device)
-    };
-    catch_unwind(AssertUnwindSafe(train))
-        .map_err(|panic| anyhow!(panic_message(&*panic)))
-        .and_then(|synced| synced.map_err(|error| anyhow!("{error:?}")))
-        .with_context(|| format!("{} on {name}, {activations:?} activations", preset.name))
+        Ok(())
+    })
+    .with_context(|| format!("{} on {name}, {activations:?} activations", preset.name))
 }
 
 fn train<B: AutodiffBackend<Device = RecordingDevice>>(model: HybridLm<B>, device: &B::Device) {

@@ -29,11 +29,13 @@ pub(crate) fn device() -> Option<Device> {
             let x = upload(TensorData::new(vec![1.0_f32], [1]), &Device::default());
             assert_eq!(download::<f32>(&x), [1.0]);
         };
-        catch_unwind(AssertUnwindSafe(first_use)).err().map(|panic| {
-            let text = panic.downcast_ref::<String>().cloned();
-            text.or_else(|| panic.downcast_ref::<&str>().map(|&text| text.to_owned()))
-                .unwrap_or_else(|| "the runtime panicked".to_owned())
-        })
+        catch_unwind(AssertUnwindSafe(first_use))
+            .err()
+            .map(|panic| {
+                let text = panic.downcast_ref::<String>().cloned();
+                text.or_else(|| panic.downcast_ref::<&str>().map(|&text| text.to_owned()))
+                    .unwrap_or_else(|| "the runtime panicked".to_owned())
+            })
     });
     match why_not {
         None => Some(Device::default()),

@@ -13,7 +13,10 @@ use cuda_check::assemble::{Verdict, assemble};
 use cuda_check::nvrtc::Nvrtc;
 use cuda_check::passed::Passed;
 use cuda_check::properties::Architecture;
-use cuda_check::{operands, record, step};
+use cuda_check::record;
+
+mod step;
+mod operands;
 
 #[derive(Parser)]
 #[command(about = "Assembles every CUDA kernel of a training step, without a GPU")]

@@ -6,21 +6,17 @@
 use anyhow::{Context, Result};
 use burn_backend::{DType, Shape};
 use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
-use burn_nvfp4::Recipe;
 use burn_nvfp4::cpu::Contraction;
 use burn_nvfp4::kernels::dequantize::{decode, dequantize};
 use burn_nvfp4::kernels::gemm::scaled_mma::{self, Mma};
 use burn_nvfp4::kernels::quantize::{Job, alpha, quantize};
 use burn_nvfp4::kernels::{CubeTensor, PackedTensor};
-use burn_nvfp4::recipe::{
-    BlockError, BlockShape, E8m0Rule, ErrorArithmetic, Fp8Scaling, GemmSpec, OperandSpec, Rounding,
-    ScaleBound, ScaleRule, SignVector, Transform, presets,
-};
+use burn_nvfp4::recipe::{BlockShape, OperandSpec, ScaleRule, presets};
 use burn_nvfp4::rng::{RandomKey, Stream};
 use cubecl::Runtime;
-
-use crate::properties::Architecture;
-use crate::runtime::{RecordingDevice, RecordingRuntime, recorded};
+use cuda_check::properties::Architecture;
+use cuda_check::runtime::{RecordingDevice, RecordingRuntime, recorded};
+use cuda_check::specs::{self, ROW16, nvfp4};
 
 /// Rows and columns in whole vectors, and in neither.
 const ALIGNED: [usize; 2] = [256, 512];
@@ -32,7 +28,7 @@ const ODD: [usize; 2] = [67, 129];
 /// What a launch panics with.
 pub fn quantizers(architecture: Architecture) -> Result<()> {
     let device = RecordingDevice(architecture);
-    for spec in specs() {
+    for spec in specs::all() {
         recorded(&device, || {
             quantize_by(spec, &device);
             Ok(())
@@ -118,97 +114,4 @@ fn tensor(
 ) -> CubeTensor<RecordingRuntime> {
     let client = RecordingRuntime::client(device);
     empty_device_contiguous_dtype(client, *device, Shape::new(shape), dtype)
-}
-
-const ROW16: OperandSpec = nvfp4(BlockShape::Row16, ScaleRule::Tensor);
-
-const fn nvfp4(block: BlockShape, scale: ScaleRule) -> OperandSpec {
-    OperandSpec::Nvfp4 {
-        block,
-        scale,
-        rounding: Rounding::NearestEven,
-        transform: Transform::None,
-    }
-}
-
-/// Every operand that a recipe may ask for.
-fn specs() -> Vec<OperandSpec> {
-    let mut plain = Vec::new();
-    for block in [BlockShape::Row16, BlockShape::Tile16x16] {
-        plain.extend([ScaleRule::Tensor, ScaleRule::Row].map(|scale| nvfp4(block, scale)));
-        for error in [BlockError::Mae, BlockError::Mse] {
-            for arithmetic in [ErrorArithmetic::Exact, ErrorArithmetic::Fast] {
-                // The bound is an argument of the kernel, not a part of it.
-                let scale = ScaleRule::FourOverSix {
-                    bound: ScaleBound::E4m3At256,
-                    error,
-                    arithmetic,
-                };
-                plain.push(nvfp4(block, scale));
-            }
-        }
-    }
-    for scale in [E8m0Rule::Floor, E8m0Rule::RoundUp] {
-        plain.push(OperandSpec::Mxfp4 {
-            scale,
-            rounding: Rounding::NearestEven,
-            transform: Transform::None,
-        });
-        plain.push(OperandSpec::Mxfp8 { scale });
-    }
-    let scalings = [
-        Fp8Scaling::Tensor,
-        Fp8Scaling::Row128,
-        Fp8Scaling::Tile128x128,
-    ];
-    plain.extend(scalings.map(|scaling| OperandSpec::Fp8 { scaling }));
-
-    let hadamard = Transform::Hadamard {
-        signs: SignVector::TRANSFORMER_ENGINE,
-    };
-    let mut specs: Vec<OperandSpec> = Vec::new();
-    for spec in plain {
-        for rounding in [Rounding::NearestEven, Rounding::Stochastic] {
-            for transform in [Transform::None, hadamard] {
-                // Formats with one rounding, or without a transform, give the same spec again.
-                let variant = spec.with_rounding(rounding).with_transform(transform);
-                if has_arithmetic(variant) && !specs.contains(&variant) {
-                    specs.push(variant);
-                }
-            }
-        }
-    }
-    specs
-}
-
-/// Whether a recipe may ask for `spec`.
-fn has_arithmetic(spec: OperandSpec) -> bool {
-    let gemm = GemmSpec {
-        lhs: spec,
-        rhs: spec,
-    };
-    let recipe = Recipe {
-        fprop: gemm,
-        ..presets::HIGH_PRECISION
-    };
-    recipe.validate().is_ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_operand_of_every_preset_is_recorded() {
-        let specs = specs();
-        for preset in burn_nvfp4::recipe::PRESETS {
-            let recipe = preset.recipe;
-            for gemm in [recipe.fprop, recipe.dgrad, recipe.wgrad] {
-                for spec in [gemm.lhs, gemm.rhs] {
-                    let known = !spec.is_quantized() || specs.contains(&spec);
-                    assert!(known, "{}: {spec:?}", preset.name);
-                }
-            }
-        }
-    }
 }

@@ -183,10 +183,10 @@ impl RecordingServer {
 
 /// Runs launch code and waits until its launches are recorded. A panic in it is an error like any
 /// other.
-pub(crate) fn recorded(
-    device: &RecordingDevice,
-    launch: impl FnOnce() -> Result<()>,
-) -> Result<()> {
+///
+/// # Errors
+/// That of `launch`, or its panic.
+pub fn recorded(device: &RecordingDevice, launch: impl FnOnce() -> Result<()>) -> Result<()> {
     catch_unwind(AssertUnwindSafe(launch))
         .map_err(|panic| anyhow!("panicked: {}", panic_message(&*panic)))??;
     let client = RecordingRuntime::client(device);

@@ -17,9 +17,8 @@ use burn_nvfp4_models::hybrid::HybridLm;
 use burn_nvfp4_models::train::gradients::average_and_clip;
 use burn_nvfp4_models::train::optim::{GroupedAdamW, OptimizerConfig};
 use burn_nvfp4_models::train::step::next_token_loss;
-
-use crate::properties::Architecture;
-use crate::runtime::{Recorder, RecordingDevice, recorded};
+use cuda_check::properties::Architecture;
+use cuda_check::runtime::{Recorder, RecordingDevice, recorded};
 
 /// Recipes whose kernels differ: block shapes, scale rules, formats. The other presets leave out
 /// steps of these.

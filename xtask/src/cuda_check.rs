@@ -28,8 +28,8 @@ const WHEELS: [&str; 3] = [
 /// Where the wheels lay their files, inside of the cache folder.
 const TOOLKIT: &str = "nvidia/cu13";
 
-/// The package together with the device tests and their feature, so that cargo builds Burn and
-/// CubeCL once for both.
+/// The package together with the device tests and their feature, as CI names them for those: cargo
+/// unites the features of the packages that are named, and so builds Burn and CubeCL once for both.
 const PACKAGES: [&str; 6] = [
     "-p",
     "cuda-check",

@@ -1,16 +1,17 @@
 //! `cuda-check`: records training steps and assembles their kernels.
 //!
-//! One line for each failure, with the kernel and the architecture; then a table. Exit code 1 if
-//! there was a failure. `cargo xtask cuda-check` provides NVRTC and calls this.
+//! One line for each failure, with the kernel, the architecture and the first error; then a table.
+//! Exit code 1 if there was a failure. `cargo xtask cuda-check` provides NVRTC and calls this.
 
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Parser;
 use cuda_check::assemble::{Verdict, assemble};
-use cuda_check::nvrtc::Nvrtc;
+use cuda_check::nvrtc::{Nvrtc, first_error};
 use cuda_check::passed::Passed;
 use cuda_check::properties::Architecture;
 use cuda_check::record;
@@ -27,6 +28,9 @@ struct Arguments {
     /// Folder where sources that passed are remembered.
     #[arg(long)]
     passed: PathBuf,
+    /// Folder for sources that failed, with their logs; emptied first.
+    #[arg(long)]
+    failed: PathBuf,
     /// Threads on which NVRTC runs.
     #[arg(long, default_value_t = 2)]
     threads: usize,
@@ -67,6 +71,9 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments) -> Result<usize> {
     let nvrtc = Nvrtc::find(&arguments.include)?;
     let passed = Passed::open(&arguments.passed, nvrtc.version())?;
+    if arguments.failed.exists() {
+        fs::remove_dir_all(&arguments.failed)?;
+    }
     let mut rows = Vec::new();
     for architecture in Architecture::ALL {
         rows.push((
@@ -97,7 +104,28 @@ fn run(arguments: &Arguments) -> Result<usize> {
             row.assembling,
         );
     }
-    Ok(rows.iter().map(|(_, row)| row.failed).sum())
+    let failed = rows.iter().map(|(_, row)| row.failed).sum();
+    if arguments.failed.exists() {
+        println!(
+            "sources and logs of failures: {}",
+            arguments.failed.display()
+        );
+    }
+    Ok(failed)
+}
+
+/// Writes the source and the log of a failure.
+fn keep(
+    folder: &Path,
+    architecture: Architecture,
+    index: usize,
+    source: &str,
+    log: &str,
+) -> Result<()> {
+    let file = folder.join(format!("{architecture}-{index}.cu"));
+    fs::create_dir_all(folder)
+        .and_then(|()| fs::write(&file, format!("{source}\n/*\n{log}\n*/\n")))
+        .with_context(|| format!("cannot write {}", file.display()))
 }
 
 /// Records and assembles for one architecture, and prints what failed.
@@ -127,11 +155,20 @@ fn check(
     let start = Instant::now();
     let outcomes = assemble(nvrtc, passed, architecture, &recording, arguments.threads)?;
     let (mut assembled, mut passed_before) = (0, 0);
-    for outcome in &outcomes {
+    for (index, outcome) in outcomes.iter().enumerate() {
         match &outcome.verdict {
             Verdict::Assembled => assembled += 1,
             Verdict::PassedBefore => passed_before += 1,
-            Verdict::Failed(log) => fail(&outcome.kernel.name, log),
+            Verdict::Failed(log) => {
+                fail(&outcome.kernel.name, &first_error(log));
+                keep(
+                    &arguments.failed,
+                    architecture,
+                    index,
+                    &outcome.kernel.source,
+                    log,
+                )?;
+            }
         }
     }
     Ok(Row {

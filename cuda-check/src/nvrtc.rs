@@ -65,8 +65,26 @@ impl Nvrtc {
         // SAFETY: the program was created and is destroyed by `Program` only.
         match unsafe { result::compile_program(program.handle, &options) } {
             Ok(()) => Ok(()),
-            Err(error) => bail!("{error}: {}", program.log()?),
+            Err(error) => bail!("{}\n{error}", program.log()?),
         }
+    }
+}
+
+/// The first error of a log in one line, with the source that it points at: warnings come before it
+/// and more errors behind it.
+pub fn first_error(log: &str) -> String {
+    const MAX_SOURCE: usize = 160;
+    let mut lines = log.lines().skip_while(|line| {
+        let line = line.to_lowercase();
+        !line.contains("error") && !line.contains("fatal")
+    });
+    let error = lines.next().unwrap_or(log).trim();
+    match lines.next().filter(|line| line.starts_with("  ")) {
+        Some(source) => {
+            let source: String = source.trim().chars().take(MAX_SOURCE).collect();
+            format!("{error}: `{source}`")
+        }
+        None => error.to_owned(),
     }
 }
 
@@ -122,6 +140,18 @@ mod tests {
                 None
             }
         }
+    }
+
+    #[test]
+    fn the_first_error_is_found_behind_warnings() {
+        let log = "k(1): warning #177-D: never referenced\n  int a;\n      ^\n\n\
+                   k(2): error: must be an lvalue\n    f(1.0);\n      ^\n\nk(3): error: no\n";
+        assert_eq!(
+            first_error(log),
+            "k(2): error: must be an lvalue: `f(1.0);`"
+        );
+        let ptxas = "ptxas fatal   : Unresolved extern\nNVRTC_ERROR_COMPILATION";
+        assert_eq!(first_error(ptxas), "ptxas fatal   : Unresolved extern");
     }
 
     fn recording(sources: &[(&str, &str)]) -> Recording {

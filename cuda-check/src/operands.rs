@@ -26,7 +26,7 @@ const ODD: [usize; 2] = [67, 129];
 ///
 /// # Errors
 /// What a launch panics with.
-pub fn quantizers(architecture: Architecture) -> Result<()> {
+pub(crate) fn quantizers(architecture: Architecture) -> Result<()> {
     let device = RecordingDevice(architecture);
     for spec in specs::all() {
         recorded(&device, || {
@@ -58,7 +58,7 @@ fn quantize_by(spec: OperandSpec, device: &RecordingDevice) {
 ///
 /// # Errors
 /// If the GEMM refuses its own architecture, or panics.
-pub fn scaled_gemms(architecture: Architecture) -> Result<()> {
+pub(crate) fn scaled_gemms(architecture: Architecture) -> Result<()> {
     let device = RecordingDevice(architecture);
     match architecture {
         Architecture::Sm120a => recorded(&device, || multiply(&device)),

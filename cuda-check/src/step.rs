@@ -31,7 +31,7 @@ const BATCH: [usize; 2] = [2, 64];
 ///
 /// # Errors
 /// If a recipe is not there, or a step panics.
-pub fn record(architecture: Architecture) -> Result<()> {
+pub(crate) fn record(architecture: Architecture) -> Result<()> {
     for name in RECIPES {
         let preset = presets::by_name(name)?;
         // bf16 activations under f32 weights are for the order in which backward sees the weight.

@@ -84,8 +84,9 @@ const STEPS: [Step; 11] = [
     ),
     cargo("test", "test"),
     cargo("test of xtask", "test -p xtask"),
-    // With cuda-check among the packages, though only one binary is built: cargo unites the features
-    // of the packages that are named, and cuda-check then finds Burn and CubeCL as it needs them.
+    // With cuda-check among the packages, though only one binary is built: cargo unites the
+    // features of the packages that are named, and cuda-check then finds Burn and CubeCL as it
+    // needs them.
     cargo_with(
         "test on a device",
         "test -p tests -p cuda-check --features tests/wgpu --test gpu --locked",

@@ -18,10 +18,11 @@ use crate::workspace;
 /// Version of NVRTC, which names the cache folder.
 const VERSION: &str = "13.5.37";
 
-/// NVRTC, the CUDA headers, and the C++ library that some of those include.
-const WHEELS: [&str; 3] = [
+/// NVRTC, the CUDA headers in two parts, and the C++ library that some of those include.
+const WHEELS: [&str; 4] = [
     "nvidia-cuda-nvrtc==13.5.37",
     "nvidia-cuda-runtime==13.5.37",
+    "nvidia-cuda-crt==13.5.37",
     "nvidia-cuda-cccl==13.3.5.0.6",
 ];
 
@@ -55,7 +56,9 @@ pub(crate) fn check() -> Result<String> {
         .arg("--include")
         .arg(&toolkit.include)
         .arg("--passed")
-        .arg(cache.join("passed"));
+        .arg(cache.join("passed"))
+        .arg("--failed")
+        .arg(cache.join("failed"));
     toolkit.run(&mut command)?;
     Ok(format!("every kernel was assembled by NVRTC {VERSION}"))
 }

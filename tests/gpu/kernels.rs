@@ -1,27 +1,127 @@
 //! The kernels against `cpu`, bit by bit: codes, scales, amaxes and decoded operands.
 
-use burn::tensor::TensorData;
-use burn_nvfp4::cpu::{self, Contraction, MatrixView};
-use burn_nvfp4::kernels::CubeTensor;
-use burn_nvfp4::kernels::dequantize::to_host;
-use burn_nvfp4::kernels::quantize::{Job, quantize};
-use burn_nvfp4::recipe::{BlockShape, OperandSpec, Rounding, ScaleRule, Transform};
+use burn::tensor::{DType, TensorData};
+use burn_nvfp4::cpu::{self, Contraction, Element, MatrixView, decode_operand, gemm_alpha};
+use burn_nvfp4::format::{PackedMatrix, TensorScale};
+use burn_nvfp4::kernels::dequantize::{decode, dequantize, from_host, to_host};
+use burn_nvfp4::kernels::quantize::{Job, Quantized, Reading, Watch, alpha, quantize};
+use burn_nvfp4::kernels::{CubeTensor, DecodedTensor, arithmetic, philox};
+use burn_nvfp4::recipe::{
+    BlockError, BlockShape, E8m0Rule, ErrorArithmetic, Fp8Scaling, OperandSpec, Rounding,
+    ScaleBound, ScaleRule, Transform,
+};
 use burn_nvfp4::rng::{RandomKey, Stream, philox4x32_10};
+use half::{bf16, f16};
 
-use crate::device::{Runtime, device, download, upload};
+use crate::device::{Device, Runtime, device, download, supports, upload};
+
+mod golden;
 
 const KEY: RandomKey = RandomKey {
     seed: 0x0123_4567_89AB_CDEF,
     step: 0x0FED_CBA9_8765,
     stream: Stream::Wgrad,
 };
-const ROW16: OperandSpec = OperandSpec::Nvfp4 {
-    block: BlockShape::Row16,
-    scale: ScaleRule::Tensor,
-    rounding: Rounding::NearestEven,
-    transform: Transform::None,
-};
+const AXES: [Contraction; 2] = [Contraction::Columns, Contraction::Rows];
 
+const ROW16: OperandSpec = nvfp4(BlockShape::Row16, ScaleRule::Tensor);
+const TILE: OperandSpec = nvfp4(BlockShape::Tile16x16, ScaleRule::Tensor);
+const STOCHASTIC: OperandSpec = ROW16.with_rounding(Rounding::Stochastic);
+const MXFP4: OperandSpec = mxfp4(E8m0Rule::Floor);
+
+const fn nvfp4(block: BlockShape, scale: ScaleRule) -> OperandSpec {
+    let (rounding, transform) = (Rounding::NearestEven, Transform::None);
+    OperandSpec::Nvfp4 {
+        block,
+        scale,
+        rounding,
+        transform,
+    }
+}
+
+const fn four_over_six(
+    bound: ScaleBound,
+    error: BlockError,
+    arithmetic: ErrorArithmetic,
+) -> ScaleRule {
+    ScaleRule::FourOverSix {
+        bound,
+        error,
+        arithmetic,
+    }
+}
+
+const fn mxfp4(scale: E8m0Rule) -> OperandSpec {
+    let (rounding, transform) = (Rounding::NearestEven, Transform::None);
+    OperandSpec::Mxfp4 {
+        scale,
+        rounding,
+        transform,
+    }
+}
+
+const fn fp8(scaling: Fp8Scaling) -> OperandSpec {
+    OperandSpec::Fp8 { scaling }
+}
+
+/// One operand of every kind.
+const SPECS: [OperandSpec; 21] = [
+    ROW16,
+    STOCHASTIC,
+    ROW16.with_hadamard(),
+    STOCHASTIC.with_hadamard(),
+    TILE,
+    TILE.with_rounding(Rounding::Stochastic),
+    nvfp4(BlockShape::Row16, ScaleRule::Row),
+    nvfp4(
+        BlockShape::Row16,
+        four_over_six(
+            ScaleBound::E4m3At256,
+            BlockError::Mae,
+            ErrorArithmetic::Exact,
+        ),
+    ),
+    nvfp4(
+        BlockShape::Row16,
+        four_over_six(
+            ScaleBound::E4m3At448,
+            BlockError::Mse,
+            ErrorArithmetic::Fast,
+        ),
+    ),
+    nvfp4(
+        BlockShape::Tile16x16,
+        four_over_six(
+            ScaleBound::E4m3At448,
+            BlockError::Mse,
+            ErrorArithmetic::Exact,
+        ),
+    ),
+    nvfp4(
+        BlockShape::Tile16x16,
+        four_over_six(
+            ScaleBound::E4m3At256,
+            BlockError::Mae,
+            ErrorArithmetic::Fast,
+        ),
+    ),
+    MXFP4,
+    mxfp4(E8m0Rule::RoundUp).with_rounding(Rounding::Stochastic),
+    MXFP4.with_hadamard(),
+    MXFP4.with_rounding(Rounding::Stochastic).with_hadamard(),
+    OperandSpec::Mxfp8 {
+        scale: E8m0Rule::Floor,
+    },
+    OperandSpec::Mxfp8 {
+        scale: E8m0Rule::RoundUp,
+    },
+    fp8(Fp8Scaling::Tensor),
+    fp8(Fp8Scaling::Row128),
+    fp8(Fp8Scaling::Tile128x128),
+    mxfp4(E8m0Rule::RoundUp),
+];
+
+/// Independent N(0, 1) numbers: Box-Muller on Philox words.
 fn normal(seed: u32, n: usize) -> Vec<f32> {
     let unit = |word: u32| (f64::from(word) + 0.5) / 4_294_967_296.0;
     let pair = |u: u32, v: u32| {
@@ -29,43 +129,636 @@ fn normal(seed: u32, n: usize) -> Vec<f32> {
             (-2.0 * unit(u).ln()).sqrt(),
             std::f64::consts::TAU * unit(v),
         );
-        [(radius * angle.cos()) as f32, (radius * angle.sin()) as f32]
+        [radius * angle.cos(), radius * angle.sin()]
     };
     let blocks = (0u32..).flat_map(|block| {
         let [a, b, c, d] = philox4x32_10([block, 0, 0, 0], [seed, 0]);
         [pair(a, b), pair(c, d)]
     });
-    blocks.flatten().take(n).collect()
+    blocks
+        .flatten()
+        .take(n)
+        .map(|value: f64| value.to_f32())
+        .collect()
+}
+
+/// Normal numbers of many magnitudes, with what formats find hard.
+fn hard_data(n: usize) -> Vec<(String, Vec<f32>)> {
+    let x = normal(7, n);
+    let mut cases: Vec<_> = [1e-40, 1e-37, 1e-30, 1e-8, 1.0, 1e8, 1e30, 1e37]
+        .map(|size| (format!("x {size:e}"), x.iter().map(|v| v * size).collect()))
+        .into();
+    cases.push(("zeros".to_owned(), vec![0.0; n]));
+    cases.push(("minus zeros".to_owned(), vec![-0.0; n]));
+    let with = |every: usize, value: f32| {
+        let mut x = x.clone();
+        x.iter_mut()
+            .skip(every / 3)
+            .step_by(every)
+            .for_each(|x| *x = value);
+        x
+    };
+    cases.push(("one outlier".to_owned(), with(n, 3e4)));
+    cases.push(("NaN".to_owned(), with(37, f32::NAN)));
+    cases.push(("minus NaN".to_owned(), with(n, -f32::NAN)));
+    cases.push(("infinities".to_owned(), with(41, f32::NEG_INFINITY)));
+    cases.push(("holes".to_owned(), with(3, 0.0)));
+    let wide = x.iter().enumerate();
+    let wide = wide.map(|(i, v)| v * f32::from_bits(u32::try_from(i % 200 + 27).unwrap() << 23));
+    cases.push(("many binades".to_owned(), wide.collect()));
+    cases
+}
+
+fn expected<E: Element>(x: &[E], shape: [usize; 2], job: &Job) -> PackedMatrix {
+    let view = MatrixView::new(x, shape[0], shape[1]).unwrap();
+    cpu::quantize(view, job.along, &job.spec, job.key).unwrap()
+}
+
+fn job(spec: OperandSpec, along: Contraction) -> Job {
+    Job {
+        spec,
+        along,
+        key: KEY,
+        packed: true,
+        decoded: Some(DType::F32),
+    }
+}
+
+/// Bits, all NaNs alike.
+fn bits(values: &[f32]) -> Vec<u32> {
+    let bits = |x: &f32| if x.is_nan() { 0x7FC0_0000 } else { x.to_bits() };
+    values.iter().map(bits).collect()
+}
+
+fn transpose(x: &[f32], rows: usize, cols: usize) -> Vec<f32> {
+    (0..rows * cols)
+        .map(|i| x[i % rows * cols + i / rows])
+        .collect()
+}
+
+fn first_difference<T: PartialEq + std::fmt::Debug>(got: &[T], expected: &[T]) -> Option<String> {
+    if got.len() != expected.len() {
+        return Some(format!("{} instead of {}", got.len(), expected.len()));
+    }
+    let differ = |(g, e): &(&T, &T)| g != e;
+    let n = got.iter().zip(expected).filter(differ).count();
+    let i = got.iter().zip(expected).position(|pair| differ(&pair))?;
+    let (got, expected) = (&got[i], &expected[i]);
+    Some(format!(
+        "{n} differ, first [{i}]: {got:?}, not {expected:?}"
+    ))
+}
+
+fn compare_packed(
+    got: &PackedMatrix,
+    expected: &PackedMatrix,
+    problems: &mut Vec<String>,
+    case: &str,
+) {
+    let amaxes = |matrix: &PackedMatrix| bits(&matrix.tensor_scale().amax);
+    if let Some(difference) = first_difference(&amaxes(got), &amaxes(expected)) {
+        problems.push(format!("{case}: amax: {difference}"));
+    }
+    if got.block_scales() != expected.block_scales() {
+        let scales = |matrix: &PackedMatrix| matrix.row_block_scales().to_vec();
+        let difference = first_difference(&scales(got), &scales(expected));
+        problems.push(format!("{case}: scales: {difference:?}"));
+    }
+    if let Some(difference) = first_difference(got.codes(), expected.codes()) {
+        problems.push(format!("{case}: codes: {difference}"));
+    }
+    let of = |matrix: &PackedMatrix| (matrix.rows(), matrix.k(), matrix.tensor_scale().q_max);
+    if of(got) != of(expected) {
+        problems.push(format!(
+            "{case}: {:?} instead of {:?}",
+            of(got),
+            of(expected)
+        ));
+    }
+}
+
+fn compare_decoded(
+    decoded: &DecodedTensor<Runtime>,
+    job: &Job,
+    expected: &PackedMatrix,
+    problems: &mut Vec<String>,
+    case: &str,
+) {
+    let (rows, k, padded_k) = (expected.rows(), expected.k(), expected.padded_k());
+    let kept = if job.spec.transform() == Transform::None {
+        k
+    } else {
+        padded_k
+    };
+    let operand = decode_operand(expected);
+    let rows_of = operand
+        .chunks(padded_k)
+        .flat_map(|row| &row[..kept])
+        .copied();
+    let mut values: Vec<f32> = rows_of.collect();
+    let mut shape = [rows, kept];
+    if decoded.along == Contraction::Rows {
+        values = transpose(&values, rows, kept);
+        shape = [kept, rows];
+    }
+    assert_eq!(&decoded.values.meta.shape()[..], shape, "{case}");
+    let got: Vec<f32> = match decoded.values.dtype {
+        DType::BF16 => download::<bf16>(&decoded.values)
+            .iter()
+            .map(|x| x.to_f32())
+            .collect(),
+        _ => download(&decoded.values),
+    };
+    if let Some(difference) = first_difference(&bits(&got), &bits(&values)) {
+        problems.push(format!("{case}: decoded: {difference}"));
+    }
+    let scale = expected.tensor_scale();
+    assert_eq!(decoded.q_max, scale.q_max, "{case}");
+    let amax = decoded.amax.as_ref().map_or(vec![1.0], download::<f32>);
+    if let Some(difference) = first_difference(&bits(&amax), &bits(&scale.amax)) {
+        problems.push(format!("{case}: amax of decoded: {difference}"));
+    }
+}
+
+/// Everything that one job gave, against `cpu`.
+fn compare(
+    got: &Quantized<Runtime>,
+    job: &Job,
+    expected: &PackedMatrix,
+    problems: &mut Vec<String>,
+    case: &str,
+) {
+    assert_eq!(
+        (got.packed.is_some(), got.decoded.is_some()),
+        (job.packed, job.decoded.is_some())
+    );
+    if let Some(packed) = &got.packed {
+        let host = to_host(packed);
+        let host = match got.reading {
+            Reading::AsPacked => host,
+            Reading::Transposed => host.transpose().unwrap(),
+        };
+        compare_packed(&host, expected, problems, case);
+    }
+    if let Some(decoded) = &got.decoded {
+        compare_decoded(decoded, job, expected, problems, case);
+    }
+}
+
+fn done(problems: &[String]) {
+    let shown = problems
+        .iter()
+        .take(40)
+        .cloned()
+        .collect::<Vec<_>>()
+        .join("\n");
+    assert!(problems.is_empty(), "{} problems:\n{shown}", problems.len());
+}
+
+fn matrix(x: &[f32], shape: [usize; 2], device: &Device) -> CubeTensor<Runtime> {
+    upload(TensorData::new(x.to_vec(), shape), device)
+}
+
+/// One job after the other on one tensor.
+fn check(x: &[f32], shape: [usize; 2], jobs: &[Job], device: &Device, problems: &mut Vec<String>) {
+    let tensor = matrix(x, shape, device);
+    for job in jobs {
+        let case = format!("{shape:?} {:?} {:?}", job.along, job.spec);
+        let got = quantize(&tensor, &[*job], None).remove(0);
+        compare(&got, job, &expected(x, shape, job), problems, &case);
+    }
 }
 
 #[test]
-fn first() {
+fn every_spec_has_the_bits_of_the_cpu_on_awkward_shapes() {
     let Some(device) = device() else { return };
-    for (rows, cols) in [(16, 32), (3, 17), (130, 257)] {
-        let x = normal(1, rows * cols);
-        let t = upload(TensorData::new(x.clone(), [rows, cols]), &device);
-        for along in [Contraction::Columns, Contraction::Rows] {
-            let job = Job {
-                spec: ROW16,
-                along,
-                key: KEY,
-                packed: true,
-                decoded: Some(burn::tensor::DType::F32),
-            };
-            let got = quantize::<Runtime>(&t, &[job], None).remove(0);
-            let expected =
-                cpu::quantize(MatrixView::new(&x, rows, cols).unwrap(), along, &ROW16, KEY)
-                    .unwrap();
-            let packed = to_host(&got.packed.unwrap());
-            assert_eq!(packed.tensor_scale(), expected.tensor_scale());
-            assert_eq!(
-                packed.block_scales(),
-                expected.block_scales(),
-                "{rows} {cols} {along:?}"
-            );
-            assert_eq!(packed.codes(), expected.codes());
-            let decoded: Vec<f32> = download(&got.decoded.unwrap().values);
-            println!("{:?}", &decoded[..4]);
+    let mut problems = Vec::new();
+    for shape in [
+        [33, 101],
+        [130, 257],
+        [3, 17],
+        [1, 1],
+        [64, 256],
+        [16, 16],
+        [128, 576],
+    ] {
+        let x = normal(1, shape[0] * shape[1]);
+        let jobs = SPECS
+            .into_iter()
+            .flat_map(|spec| AXES.map(|along| job(spec, along)));
+        check(&x, shape, &jobs.collect::<Vec<_>>(), &device, &mut problems);
+    }
+    done(&problems);
+}
+
+#[test]
+fn hard_data_has_the_bits_of_the_cpu() {
+    let Some(device) = device() else { return };
+    let mut problems = Vec::new();
+    let shape = [32, 128];
+    for (name, x) in hard_data(shape[0] * shape[1]) {
+        let before = problems.len();
+        let jobs = SPECS
+            .into_iter()
+            .flat_map(|spec| AXES.map(|along| job(spec, along)));
+        check(&x, shape, &jobs.collect::<Vec<_>>(), &device, &mut problems);
+        for problem in &mut problems[before..] {
+            problem.insert_str(0, &format!("{name}: "));
         }
     }
+    done(&problems);
+}
+
+#[test]
+fn other_shapes_and_outputs_have_the_bits_of_the_cpu() {
+    let Some(device) = device() else { return };
+    let mut problems = Vec::new();
+    for shape in [
+        [1, 16],
+        [16, 1],
+        [33, 100],
+        [17, 34],
+        [64, 4096],
+        [300, 1000],
+    ] {
+        let x = normal(2, shape[0] * shape[1]);
+        for along in AXES {
+            let spec = if along == Contraction::Rows {
+                STOCHASTIC.with_hadamard()
+            } else {
+                ROW16
+            };
+            let whole = job(spec, along);
+            let packed = Job {
+                decoded: None,
+                ..whole
+            };
+            let decoded = Job {
+                packed: false,
+                ..whole
+            };
+            check(&x, shape, &[packed, decoded], &device, &mut problems);
+        }
+    }
+    done(&problems);
+}
+
+#[test]
+fn half_precision_sources_and_results_have_the_bits_of_the_cpu() {
+    let Some(device) = device() else { return };
+    let mut problems = Vec::new();
+    for shape in [[64, 256], [33, 102]] {
+        let x = normal(3, shape[0] * shape[1]);
+        for spec in [
+            ROW16,
+            STOCHASTIC.with_hadamard(),
+            TILE,
+            MXFP4,
+            fp8(Fp8Scaling::Tensor),
+        ] {
+            for along in AXES {
+                let case = format!("{shape:?} {along:?} {spec:?}");
+                let mut job = job(spec, along);
+                if supports(DType::BF16) {
+                    job.decoded = Some(DType::BF16);
+                    let x: Vec<bf16> = x.iter().map(|&x| bf16::from_f32(x)).collect();
+                    let tensor = upload(TensorData::new(x.clone(), shape), &device);
+                    let got = quantize(&tensor, &[job], None).remove(0);
+                    let case = format!("bf16 {case}");
+                    compare(&got, &job, &expected(&x, shape, &job), &mut problems, &case);
+                }
+                if supports(DType::F16) {
+                    job.decoded = Some(DType::F32);
+                    let x: Vec<f16> = x.iter().map(|&x| f16::from_f32(x)).collect();
+                    let tensor = upload(TensorData::new(x.clone(), shape), &device);
+                    let got = quantize(&tensor, &[job], None).remove(0);
+                    let case = format!("f16 {case}");
+                    compare(&got, &job, &expected(&x, shape, &job), &mut problems, &case);
+                }
+            }
+        }
+    }
+    done(&problems);
+}
+
+#[test]
+fn two_jobs_give_what_each_gives_alone() {
+    let Some(device) = device() else { return };
+    let rotated = STOCHASTIC.with_hadamard();
+    let (columns, rows) = (Contraction::Columns, Contraction::Rows);
+    let pairs = [
+        (ROW16, columns, ROW16.with_hadamard(), rows),
+        (STOCHASTIC, columns, rotated, rows),
+        (TILE, columns, TILE, rows),
+        (ROW16, columns, ROW16.with_hadamard(), columns),
+        (rotated, rows, MXFP4.with_hadamard(), columns),
+        (MXFP4, rows, fp8(Fp8Scaling::Row128), columns),
+        (
+            nvfp4(BlockShape::Row16, ScaleRule::Row),
+            columns,
+            TILE.with_rounding(Rounding::Stochastic),
+            rows,
+        ),
+        (
+            rotated,
+            rows,
+            ROW16.with_transform(Transform::Hadamard {
+                signs: burn_nvfp4::recipe::SignVector::PLAIN,
+            }),
+            rows,
+        ),
+    ];
+    let mut problems = Vec::new();
+    for shape in [[130, 257], [64, 256]] {
+        let x = normal(4, shape[0] * shape[1]);
+        let tensor = matrix(&x, shape, &device);
+        for (a, along_a, b, along_b) in pairs {
+            let b = Job {
+                decoded: None,
+                key: RandomKey {
+                    stream: Stream::Dgrad,
+                    ..KEY
+                },
+                ..job(b, along_b)
+            };
+            let jobs = [job(a, along_a), b];
+            for (got, job) in quantize(&tensor, &jobs, None).iter().zip(&jobs) {
+                let case = format!("{shape:?} {:?} {:?} of {jobs:?}", job.along, job.spec);
+                compare(got, job, &expected(&x, shape, job), &mut problems, &case);
+            }
+        }
+    }
+    done(&problems);
+}
+
+#[test]
+fn views_are_read_as_what_they_show() {
+    let Some(device) = device() else { return };
+    let (rows, cols) = (48, 80);
+    let x = normal(5, rows * cols);
+    let dense = matrix(&x, [rows, cols], &device);
+    let view = |shape: &[usize], strides: &[usize], skip: usize| {
+        let mut tensor = dense.clone();
+        *tensor.meta.shape_mut() = shape.to_vec().into();
+        *tensor.meta.strides_mut() = strides.to_vec().into();
+        if skip > 0 {
+            tensor.handle = tensor.handle.offset_start(4 * skip as u64);
+        }
+        tensor
+    };
+    let pick = |shape: &[usize], strides: &[usize], skip: usize| -> Vec<f32> {
+        let n: usize = shape.iter().product();
+        let at = |mut i: usize| {
+            let axes = shape.iter().zip(strides).rev();
+            axes.fold(skip, |at, (len, stride)| {
+                let here = at + i % len * stride;
+                i /= len;
+                here
+            })
+        };
+        (0..n).map(|i| x[at(i)]).collect()
+    };
+    let mut problems = Vec::new();
+    for (name, shape, strides, skip) in [
+        ("transposed", vec![cols, rows], vec![1, cols], 0),
+        ("slice of columns", vec![rows, 33], vec![cols, 1], 0),
+        ("slice of rows", vec![20, cols], vec![cols, 1], 16 * cols),
+        ("transposed slice", vec![33, rows], vec![1, cols], 0),
+        ("batch", vec![3, 16, cols], vec![16 * cols, cols, 1], 0),
+        (
+            "swapped batch",
+            vec![16, 3, cols],
+            vec![cols, 16 * cols, 1],
+            0,
+        ),
+        (
+            "batch of transposes",
+            vec![3, cols, 16],
+            vec![16 * cols, 1, cols],
+            0,
+        ),
+        ("every other row", vec![24, cols], vec![2 * cols, 1], 0),
+        ("broadcast", vec![7, cols], vec![0, 1], 0),
+        ("vector", vec![cols], vec![1], 0),
+    ] {
+        let values = pick(&shape, &strides, skip);
+        let tensor = view(&shape, &strides, skip);
+        let cols = *shape.last().unwrap();
+        let flat = [values.len() / cols, cols];
+        for spec in [ROW16, STOCHASTIC.with_hadamard(), TILE] {
+            for along in AXES {
+                let job = job(spec, along);
+                let got = quantize(&tensor, &[job], None).remove(0);
+                let case = format!("{name} {along:?} {spec:?}");
+                compare(
+                    &got,
+                    &job,
+                    &expected(&values, flat, &job),
+                    &mut problems,
+                    &case,
+                );
+            }
+        }
+    }
+    done(&problems);
+}
+
+#[test]
+fn empty_tensors_quantize_to_nothing() {
+    let Some(device) = device() else { return };
+    for shape in [[0, 16], [3, 0]] {
+        let tensor = matrix(&[], shape, &device);
+        for spec in SPECS {
+            let job = job(spec, Contraction::Columns);
+            let got = quantize(&tensor, &[job, job], None)
+                .remove(0)
+                .packed
+                .unwrap();
+            assert_eq!(
+                to_host(&got),
+                expected::<f32>(&[], shape, &job),
+                "{shape:?} {spec:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn packed_tensors_decode_as_the_cpu_does() {
+    let Some(device) = device() else { return };
+    let mut problems = Vec::new();
+    for shape in [[33, 101], [64, 256]] {
+        let x = normal(6, shape[0] * shape[1]);
+        for spec in SPECS {
+            let job = job(spec, Contraction::Columns);
+            let host = expected(&x, shape, &job);
+            let packed = from_host::<Runtime>(&host, &device);
+            let case = format!("{shape:?} {spec:?}");
+            compare_packed(
+                &to_host(&packed),
+                &host,
+                &mut problems,
+                &format!("{case} and back"),
+            );
+            let values: Vec<f32> = download(&dequantize(&packed));
+            if let Some(d) = first_difference(&bits(&values), &bits(&cpu::dequantize(&host))) {
+                problems.push(format!("{case}: dequantize: {d}"));
+            }
+            let decoded = decode(&packed, DType::F32);
+            let rows: Vec<f32> = download(&decoded.values);
+            let width = decoded.values.meta.shape()[1];
+            let rows: Vec<f32> = rows
+                .chunks(width)
+                .flat_map(|row| &row[..host.padded_k()])
+                .copied()
+                .collect();
+            if let Some(d) = first_difference(&bits(&rows), &bits(&decode_operand(&host))) {
+                problems.push(format!("{case}: decode: {d}"));
+            }
+        }
+    }
+    done(&problems);
+}
+
+#[test]
+fn quotients_are_those_of_ieee() {
+    let Some(device) = device() else { return };
+    let edges = [
+        0,
+        1,
+        2,
+        0x007F_FFFF,
+        0x0080_0000,
+        0x0080_0001,
+        0x3F7F_FFFF,
+        0x3F80_0000,
+        0x3F80_0001,
+        0x4528_0000,
+        0x7F7F_FFFF,
+        0x7F80_0000,
+        0x7FC0_0000,
+        0x8000_0000,
+        0x8000_0001,
+        0xBF80_0000,
+        0xFF80_0000,
+        0x0000_1234,
+        0x7E80_0000,
+        0x0100_0000,
+    ];
+    let mut pairs: Vec<(u32, u32)> = Vec::new();
+    pairs.extend(
+        edges
+            .iter()
+            .flat_map(|&a| edges.iter().map(move |&b| (a, b))),
+    );
+    for i in 0..60_000u32 {
+        let [a, b, c, d] = philox4x32_10([i, 1, 0, 0], [0; 2]);
+        // Any bits; numbers of like size; a quotient that falls into the subnormals.
+        pairs.push((a, b));
+        pairs.push((c & 0x007F_FFFF | 0x3F80_0000, d & 0x007F_FFFF | 0x3F80_0000));
+        pairs.push((c & 0x03FF_FFFF, d & 0x00FF_FFFF | 0x4400_0000));
+    }
+    let of = |bits: Vec<u32>| -> Vec<f32> { bits.into_iter().map(f32::from_bits).collect() };
+    let (a, b): (Vec<u32>, Vec<u32>) = pairs.into_iter().unzip();
+    let (a, b) = (of(a), of(b));
+    let n = a.len();
+    let up = |x: &[f32]| upload(TensorData::new(x.to_vec(), [n]), &device);
+    let got: Vec<f32> = download(&arithmetic::quotients(&up(&a), &up(&b)));
+    let expected: Vec<f32> = a.iter().zip(&b).map(|(a, b)| a / b).collect();
+    let wrong = (0..n).find(|&i| bits(&got[i..=i]) != bits(&expected[i..=i]));
+    let shown = wrong.map(|i| (a[i], b[i], got[i], expected[i]));
+    assert_eq!(shown, None, "a, b, got, expected");
+}
+
+#[test]
+fn random_words_are_those_of_the_cpu() {
+    let Some(device) = device() else { return };
+    let counters: Vec<[u32; 4]> = (0..1000).map(|i| philox4x32_10([i; 4], [5; 2])).collect();
+    let key = [0x89AB_CDEF, 0xFFFF_FFFF];
+    let data = TensorData::new(counters.concat(), [counters.len(), 4]);
+    let got: Vec<u32> = download(&philox::words(&upload(data, &device), key));
+    let expected: Vec<_> = counters
+        .iter()
+        .map(|&counter| philox4x32_10(counter, key))
+        .collect();
+    assert_eq!(got, expected.concat());
+}
+
+#[test]
+fn a_watch_names_the_first_tensor_that_is_not_finite() {
+    let Some(device) = device() else { return };
+    let found = upload(TensorData::new(vec![u32::MAX], [1]), &device);
+    let shape = [40, 72];
+    let fine = normal(8, shape[0] * shape[1]);
+    let mut steps = Vec::new();
+    for (id, spec) in SPECS.into_iter().enumerate() {
+        let along = AXES[id % 2];
+        let mut x = fine.clone();
+        let value = match id % 4 {
+            0 => None,
+            1 => Some(f32::NAN),
+            2 => Some(f32::INFINITY),
+            _ => Some(-f32::NAN),
+        };
+        if let Some(value) = value {
+            *x.last_mut().unwrap() = value;
+        }
+        steps.push((id, job(spec, along), x, value.is_some()));
+    }
+    let mut expected_found = u32::MAX;
+    for (id, job, x, is_bad) in &steps {
+        let id = u32::try_from(*id).unwrap();
+        let watch = Watch {
+            found: found.clone(),
+            id,
+        };
+        let tensor = matrix(x, shape, &device);
+        let got = quantize(&tensor, &[*job], Some(&watch)).remove(0);
+        let mut problems = Vec::new();
+        compare(
+            &got,
+            job,
+            &expected(x, shape, job),
+            &mut problems,
+            "watched",
+        );
+        done(&problems);
+        if *is_bad && expected_found == u32::MAX {
+            expected_found = id;
+        }
+        assert_eq!(download::<u32>(&found), [expected_found], "{:?}", job.spec);
+    }
+    // Each spec finds it alone, too.
+    for (id, job, x, is_bad) in &steps {
+        let found = upload(TensorData::new(vec![u32::MAX], [1]), &device);
+        let id = u32::try_from(*id).unwrap();
+        let watch = Watch {
+            found: found.clone(),
+            id,
+        };
+        drop(quantize(&matrix(x, shape, &device), &[*job], Some(&watch)));
+        let expected = if *is_bad { id } else { u32::MAX };
+        assert_eq!(download::<u32>(&found), [expected], "{:?}", job.spec);
+    }
+}
+
+#[test]
+fn alpha_is_that_of_the_cpu() {
+    let Some(device) = device() else { return };
+    let scale = |amax: f32, q_max: f32| TensorScale {
+        amax: vec![amax],
+        q_max,
+    };
+    for (a, b) in [(4.34, 8.75), (1e-30, 3e-20), (7.0, 0.1)] {
+        let (lhs, rhs) = (scale(a, 2688.0), scale(b, 1536.0));
+        let cpu::Alpha::Tensor(expected) = gemm_alpha(&lhs, &rhs) else {
+            panic!("two tensor scales give one factor")
+        };
+        let up = |amax: f32| upload(TensorData::new(vec![amax], [1]), &device);
+        let got = alpha((Some(&up(a)), 2688.0), (Some(&up(b)), 1536.0)).unwrap();
+        assert_eq!(download::<f32>(&got), [expected]);
+        let got = alpha((None, 1.0), (Some(&up(b)), 1536.0)).unwrap();
+        assert_eq!(download::<f32>(&got), [b * (1.0 / 1536.0)]);
+    }
+    assert!(alpha::<Runtime>((None, 1.0), (None, 1.0)).is_none());
 }

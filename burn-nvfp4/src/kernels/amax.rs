@@ -15,7 +15,7 @@ use cubecl::prelude::*;
 use super::arithmetic::{Arithmetic, MAGNITUDE, larger};
 use super::group::{Access, GROUP, Geometry, group_amax, load, place};
 use super::hadamard::transform;
-use super::source::{Source, address_type, array, cubes, units, word};
+use super::source::{Source, TileShape, address_type, array, cubes, units, word};
 use crate::cpu::Contraction;
 
 /// Rows of the partial maxima, `[SLOTS, cubes]`; a launch writes those that it was asked for.
@@ -43,12 +43,33 @@ impl Slot {
     }
 }
 
+/// What is taken of the tensor as it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum Plain {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// Its amax.
+    Amax,
+    /// Its amax, and the largest bits, NaN included.
+    Watched,
+}
+
+impl Plain {
+    const fn is_taken(self) -> bool {
+        !matches!(self, Self::Nothing)
+    }
+
+    const fn is_watched(self) -> bool {
+        matches!(self, Self::Watched)
+    }
+}
+
 /// What one walk over the source takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Walk {
     pub(super) access: Access,
-    pub(super) plain: bool,
-    pub(super) watch: bool,
+    pub(super) plain: Plain,
     /// Signs of the transform behind which an amax is wanted.
     pub(super) signs: Option<u16>,
 }
@@ -56,7 +77,7 @@ pub(super) struct Walk {
 impl Walk {
     /// True if it takes anything.
     pub(super) const fn is_needed(&self) -> bool {
-        self.plain || self.watch || self.signs.is_some()
+        self.plain.is_taken() || self.signs.is_some()
     }
 }
 
@@ -84,11 +105,11 @@ fn walk_tile<F: Float, N: Size>(
         #[unroll]
         for w in 0..comptime!(walk.access.width as usize) {
             let start = comptime!(w * GROUP as usize);
-            if comptime!(walk.plain) {
+            if comptime!(walk.plain.is_taken()) {
                 let amax = group_amax(&values, start, arithmetic);
                 maxima.plain = u32::max(maxima.plain, u32::reinterpret(amax));
             }
-            if comptime!(walk.watch) {
+            if comptime!(walk.plain.is_watched()) {
                 #[unroll]
                 for i in 0..16usize {
                     let magnitude = u32::reinterpret(values[start + i]) & MAGNITUDE;
@@ -129,7 +150,7 @@ fn partial_amax<F: Float, NC: Size, NR: Size>(
         watch: 0u32.runtime(),
         rotated: 0u32.runtime(),
     };
-    let mut tile = CUBE_POS as u32;
+    let mut tile = u32::cast_from(CUBE_POS);
     while tile < columns_geometry.tiles {
         if comptime!(columns.is_needed()) {
             walk_tile::<F, NC>(
@@ -146,11 +167,11 @@ fn partial_amax<F: Float, NC: Size, NR: Size>(
         tile += cubes;
     }
     let mut shared = SharedMemory::<u32>::new(comptime!(units as usize));
-    if comptime!(columns.plain || rows.plain) {
+    if comptime!(columns.plain.is_taken() || rows.plain.is_taken()) {
         let largest = u32::max(along_columns.plain, along_rows.plain);
         write_partial(largest, partials, cubes, &mut shared, Slot::Plain, units);
     }
-    if comptime!(columns.watch || rows.watch) {
+    if comptime!(columns.plain.is_watched() || rows.plain.is_watched()) {
         let largest = u32::max(along_columns.watch, along_rows.watch);
         write_partial(largest, partials, cubes, &mut shared, Slot::Watch, units);
     }
@@ -264,7 +285,7 @@ fn region_amax<F: Float>(
 ) {
     let mut shared = SharedMemory::<u32>::new(comptime!(units as usize));
     let down = regions.count / regions.across;
-    let mut region = CUBE_POS as u32;
+    let mut region = u32::cast_from(CUBE_POS);
     while region < regions.count {
         let row0 = region / regions.across * regions.region_rows;
         let col0 = region % regions.across * regions.region_cols;
@@ -303,8 +324,7 @@ pub(super) struct Partials<R: CubeRuntime> {
 /// What is wanted of one launch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Wanted {
-    pub(super) plain: bool,
-    pub(super) watch: bool,
+    pub(super) plain: Plain,
     /// Signs of the transform along the columns of the source.
     pub(super) columns: Option<u16>,
     /// Signs of the transform along its rows.
@@ -321,13 +341,20 @@ pub(super) fn launch_partials<R: CubeRuntime>(
         return None;
     }
     let client = &source.tensor.client;
-    let tiling = source.tiling(wanted.rows.is_some(), false);
+    let tiling = source.tiling(if wanted.rows.is_some() {
+        TileShape::Square
+    } else {
+        TileShape::Lines
+    });
     // The untransformed maxima come with whichever walk there is.
     let by_rows = wanted.rows.is_some() && wanted.columns.is_none();
     let walk = |along, signs, untransformed: bool| Walk {
         access: source.access(along, tiling, arithmetic),
-        plain: wanted.plain && untransformed,
-        watch: wanted.watch && untransformed,
+        plain: if untransformed {
+            wanted.plain
+        } else {
+            Plain::Nothing
+        },
         signs,
     };
     let columns = walk(Contraction::Columns, wanted.columns, !by_rows);

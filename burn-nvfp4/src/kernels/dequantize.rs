@@ -14,7 +14,7 @@ use cubecl::prelude::*;
 use super::e2m1::decode as decode_e2m1;
 use super::e4m3::decode as decode_e4m3;
 use super::e8m0::decode as decode_e8m0;
-use super::group::GROUP;
+use super::group::{GROUP, small};
 use super::source::{address_type, array, cubes, empty, optional, units, vector_width, word};
 use super::{DecodedTensor, DeviceScales, PackedTensor};
 use crate::cpu::Contraction;
@@ -29,6 +29,17 @@ enum ScaleType {
     F32,
 }
 
+/// What codes are multiplied with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Factor {
+    /// The block scale.
+    Block,
+    /// That, and the scale of the tensor.
+    Tensor,
+    /// That, and the scale of the row.
+    Row,
+}
+
 /// All that is known when the kernel is compiled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Unpacking {
@@ -36,10 +47,7 @@ struct Unpacking {
     scales: ScaleType,
     block_rows: u32,
     block_groups: u32,
-    /// Each row has an amax of its own.
-    row_amax: bool,
-    /// The tensor scale is multiplied in.
-    whole: bool,
+    factor: Factor,
 }
 
 /// One unit, one group.
@@ -61,7 +69,7 @@ fn unpack<NC: Size, S: Numeric, D: Float, ND: Size>(
     let per_word = comptime!((32 / unpacking.code_bits) as usize);
     let mask = comptime!((1u32 << unpacking.code_bits) - 1);
     let n = ND::value();
-    let mut index = ABSOLUTE_POS as u32;
+    let mut index = u32::cast_from(ABSOLUTE_POS);
     while index < count {
         let (row, group) = (index / groups, index % groups);
         let block_scale = if comptime!(unpacking.scales == ScaleType::None) {
@@ -80,8 +88,8 @@ fn unpack<NC: Size, S: Numeric, D: Float, ND: Size>(
                 f32::cast_from(stored)
             }
         };
-        let factor = if comptime!(unpacking.whole) {
-            let amax_row = if comptime!(unpacking.row_amax) {
+        let factor = if comptime!(unpacking.factor != Factor::Block) {
+            let amax_row = if comptime!(unpacking.factor == Factor::Row) {
                 amax[row as usize]
             } else {
                 amax[0]
@@ -100,7 +108,7 @@ fn unpack<NC: Size, S: Numeric, D: Float, ND: Size>(
             for j in 0..n {
                 let i = comptime!(v * n + j);
                 let word = words[comptime!(i / per_word)];
-                let shift = comptime!((i % per_word * (32 / per_word)) as u32);
+                let shift = comptime!(small(i % per_word * (32 / per_word)));
                 let code = (word >> shift) & mask;
                 let value = if comptime!(unpacking.code_bits == 4) {
                     decode_e2m1(code)
@@ -109,7 +117,7 @@ fn unpack<NC: Size, S: Numeric, D: Float, ND: Size>(
                 };
                 vector[j] = D::cast_from(value * factor);
             }
-            if col + comptime!((v * n) as u32) < k {
+            if col + comptime!(small(v * n)) < k {
                 out[start + v] = vector;
             }
         }
@@ -122,7 +130,7 @@ fn unpack<NC: Size, S: Numeric, D: Float, ND: Size>(
 /// Exact for NVFP4 and the MX formats in bf16 and f32; with f32 block scales rounded once to f32,
 /// and once more to `dtype`.
 pub fn decode<R: CubeRuntime>(packed: &PackedTensor<R>, dtype: DType) -> DecodedTensor<R> {
-    let values = unpacked(packed, dtype, packed.padded_k, false);
+    let values = unpacked(packed, dtype, packed.padded_k, Factor::Block);
     let has_tensor_scale = match packed.format {
         Format::Nvfp4 { .. }
         | Format::Fp8 {
@@ -147,14 +155,19 @@ pub fn decode<R: CubeRuntime>(packed: &PackedTensor<R>, dtype: DType) -> Decoded
 /// # Source
 /// [`cpu::dequantize`](crate::cpu::dequantize), in the same order of operations.
 pub fn dequantize<R: CubeRuntime>(packed: &PackedTensor<R>) -> CubeTensor<R> {
-    unpacked(packed, DType::F32, packed.k, true)
+    let factor = if packed.amax.meta.num_elements() > 1 {
+        Factor::Row
+    } else {
+        Factor::Tensor
+    };
+    unpacked(packed, DType::F32, packed.k, factor)
 }
 
 fn unpacked<R: CubeRuntime>(
     packed: &PackedTensor<R>,
     dtype: DType,
     k: usize,
-    whole: bool,
+    factor: Factor,
 ) -> CubeTensor<R> {
     let client = packed.codes.client.clone();
     let out = empty(&packed.codes, Shape::new([packed.rows, k]), dtype);
@@ -176,8 +189,7 @@ fn unpacked<R: CubeRuntime>(
         scales: scale_type,
         block_rows: word(block.rows),
         block_groups: word(block.k).div_ceil(GROUP),
-        row_amax: packed.amax.meta.num_elements() > 1,
-        whole,
+        factor,
     };
     let units = units(&client);
     let cubes = cubes(&client, count.div_ceil(units), 16);

@@ -9,6 +9,7 @@ const MAX: u32 = 0x40C0_0000;
 
 /// `y` held to ±6; +6 for NaN of either sign.
 #[cube]
+#[expect(clippy::manual_clamp, reason = "`clamp` keeps NaN")]
 pub(super) fn saturate(y: f32, #[comptime] arithmetic: Arithmetic) -> f32 {
     if comptime!(arithmetic == Arithmetic::Ieee) {
         f32::max(f32::min(y, 6.0f32), -6.0f32)

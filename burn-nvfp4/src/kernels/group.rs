@@ -77,6 +77,15 @@ impl Access {
     }
 }
 
+/// A comptime index inside a group as u32.
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "groups of a unit are a few dozen elements"
+)]
+pub(super) const fn small(index: usize) -> u32 {
+    index as u32
+}
+
 /// Where a group is: its first row of the packed operand, and its index along the contraction axis.
 #[derive(CubeType, Clone, Copy)]
 pub(super) struct Place {
@@ -148,7 +157,7 @@ fn load_along_columns<F: Float, N: Size>(
         let exists = if comptime!(access.whole) {
             row_exists && (col < geometry.cols)
         } else {
-            row_exists && (col + comptime!((v * n) as u32) < geometry.cols)
+            row_exists && (col + comptime!(small(v * n)) < geometry.cols)
         };
         // A vector is inside or outside as a whole: its width divides the row.
         let mut vector = Vector::<F, N>::cast_from(F::from_int(0));
@@ -179,7 +188,7 @@ fn load_along_rows<F: Float, N: Size>(
         let exists = if comptime!(access.whole) {
             col_exists && (row < geometry.rows)
         } else {
-            col_exists && (row + comptime!(i as u32) < geometry.rows)
+            col_exists && (row + comptime!(small(i)) < geometry.rows)
         };
         let mut vector = Vector::<F, N>::cast_from(F::from_int(0));
         if exists {

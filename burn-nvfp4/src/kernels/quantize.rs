@@ -9,6 +9,12 @@
 //! Formats without a tensor amax need the second launch only. Row amaxes and FP8 blocks have a
 //! launch of their own for theirs.
 
+#![expect(
+    clippy::collapsible_if,
+    clippy::manual_is_multiple_of,
+    reason = "a comptime condition is not a runtime one, and kernels have no `is_multiple_of`"
+)]
+
 use cubecl::ir::StorageType;
 use cubecl::prelude::*;
 
@@ -18,7 +24,7 @@ use super::e2m1::{decode as decode_e2m1, encode_rne, encode_stochastic, round_rn
 use super::e4m3::{decode as decode_e4m3, encode as encode_e4m3};
 use super::e8m0::{decode as decode_e8m0, encode as encode_e8m0, reciprocal as reciprocal_e8m0};
 use super::four_over_six::{ErrorRule, candidates, row_error, tree_sum};
-use super::group::{Access, GROUP, Geometry, Place, group_amax, load, place};
+use super::group::{Access, GROUP, Geometry, Place, group_amax, load, place, small};
 use super::hadamard::transform;
 use super::philox::{KeyWords, RandomBytes, block_bytes, byte};
 use super::scale::{
@@ -67,6 +73,24 @@ pub(super) enum AmaxSource {
     Blocks,
 }
 
+/// What a job writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Results {
+    Packed,
+    Decoded,
+    Both,
+}
+
+impl Results {
+    const fn has_packed(self) -> bool {
+        !matches!(self, Self::Decoded)
+    }
+
+    const fn has_decoded(self) -> bool {
+        !matches!(self, Self::Packed)
+    }
+}
+
 /// All that is known of a job when its kernel is compiled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Plan {
@@ -79,8 +103,7 @@ pub(super) struct Plan {
     /// Rows and groups of a block.
     pub(super) block_rows: u32,
     pub(super) block_groups: u32,
-    pub(super) packed: bool,
-    pub(super) decoded: bool,
+    pub(super) results: Results,
 }
 
 impl Plan {
@@ -208,7 +231,7 @@ fn quantize_one<F: Float, N: Size, S: Numeric, NC: Size, D: Float, ND: Size>(
     let mut shared = SharedMemory::<u32>::new(comptime!((units * plan.access.width) as usize));
     let level = start(partials, &arguments, outputs, &mut shared, plan);
     report(partials, &arguments, watch, &mut shared, units);
-    let mut tile = CUBE_POS as u32;
+    let mut tile = u32::cast_from(CUBE_POS);
     while tile < geometry.tiles {
         quantize_tile::<F, N, S, NC, D, ND>(
             source,
@@ -271,7 +294,7 @@ fn quantize_two<
     let level_a = start(partials, &arguments_a, outputs_a, &mut shared, plan_a);
     let level_b = start(partials, &arguments_b, outputs_b, &mut shared, plan_b);
     report(partials, &arguments_a, watch, &mut shared, units);
-    let mut tile = CUBE_POS as u32;
+    let mut tile = u32::cast_from(CUBE_POS);
     while tile < geometry_a.tiles {
         quantize_tile::<F, NA, SA, NCA, DA, NDA>(
             source_a,
@@ -419,7 +442,7 @@ fn quantize_tile<F: Float, N: Size, S: Numeric, NC: Size, D: Float, ND: Size>(
         } else {
             #[unroll]
             for w in 0..width {
-                let row = here.row + comptime!(w as u32);
+                let row = here.row + comptime!(small(w));
                 let scale = scale_of_block(
                     amaxes[w], row, here.group, exists, regions, level, arguments, plan,
                 );
@@ -471,7 +494,7 @@ fn share_amaxes(amaxes: &mut Array<f32>, shared: &mut SharedMemory<u32>, #[compt
         sync_cube();
         #[unroll]
         for w in 0..width {
-            let first = first_member(comptime!(w as u32), plan);
+            let first = first_member(comptime!(small(w)), plan);
             let mut amax = 0u32.runtime();
             #[unroll]
             for member in 0..comptime!(plan.members()) {
@@ -535,7 +558,7 @@ fn choose(
             sync_cube();
             #[unroll]
             for w in 0..width {
-                let first = first_member(comptime!(w as u32), plan);
+                let first = first_member(comptime!(small(w)), plan);
                 errors[2 * w + candidate] = tree_sum(shared, first as usize, stride);
             }
             sync_cube();
@@ -629,10 +652,10 @@ fn finish<S: Numeric, NC: Size, D: Float, ND: Size>(
     #[comptime] w: usize,
     #[comptime] plan: Plan,
 ) {
-    let row = here.row + comptime!(w as u32);
+    let row = here.row + comptime!(small(w));
     let index = row as usize * arguments.groups as usize + here.group as usize;
     let random = if comptime!(plan.codes == Codes::E2m1Stochastic) {
-        block_bytes(&arguments.key, level.amax, index as u32)
+        block_bytes(&arguments.key, level.amax, u32::cast_from(index))
     } else {
         RandomBytes::none()
     };
@@ -645,7 +668,7 @@ fn finish<S: Numeric, NC: Size, D: Float, ND: Size>(
         comptime!(w * GROUP as usize),
         plan,
     );
-    if comptime!(plan.packed) {
+    if comptime!(plan.results.has_packed()) {
         if exists {
             let mut codes = Vector::<u32, NC>::empty();
             #[unroll]
@@ -688,31 +711,31 @@ fn encode_group(
     #[unroll]
     for i in 0..16usize {
         let y = values[start + i] * scale.encode;
-        let shift = comptime!((i % per_word * (32 / per_word)) as u32);
+        let shift = comptime!(small(i % per_word * (32 / per_word)));
         if comptime!(plan.codes == Codes::E2m1Nearest) {
             let y = saturate(y, arithmetic);
-            if comptime!(plan.packed) {
+            if comptime!(plan.results.has_packed()) {
                 words[i / per_word] |= encode_rne(y) << shift;
             }
-            if comptime!(plan.decoded) {
+            if comptime!(plan.results.has_decoded()) {
                 values[start + i] = round_rne(y, arithmetic) * scale.decode;
             }
         } else if comptime!(plan.codes == Codes::E2m1Stochastic) {
             let y = saturate(y, arithmetic);
-            let drawn = byte(random, comptime!(i as u32));
+            let drawn = byte(random, comptime!(small(i)));
             let code = encode_stochastic(y, drawn);
-            if comptime!(plan.packed) {
+            if comptime!(plan.results.has_packed()) {
                 words[i / per_word] |= code << shift;
             }
-            if comptime!(plan.decoded) {
+            if comptime!(plan.results.has_decoded()) {
                 values[start + i] = decode_e2m1(code) * scale.decode;
             }
         } else {
             let code = encode_e4m3(y);
-            if comptime!(plan.packed) {
+            if comptime!(plan.results.has_packed()) {
                 words[i / per_word] |= code << shift;
             }
-            if comptime!(plan.decoded) {
+            if comptime!(plan.results.has_decoded()) {
                 values[start + i] = decode_e4m3(code) * scale.decode;
             }
         }
@@ -730,7 +753,7 @@ fn store_decoded<S: Numeric, NC: Size, D: Float, ND: Size>(
     geometry: &Geometry,
     #[comptime] plan: Plan,
 ) {
-    if comptime!(plan.decoded) {
+    if comptime!(plan.results.has_decoded()) {
         let n = ND::value();
         let first = here.group * GROUP;
         let decoded = outputs.decoded.as_mut().unwrap();
@@ -738,7 +761,7 @@ fn store_decoded<S: Numeric, NC: Size, D: Float, ND: Size>(
             let start = (here.row as usize * arguments.decoded_k as usize + first as usize) / n;
             #[unroll]
             for v in 0..comptime!(GROUP as usize / n) {
-                if exists && first + comptime!((v * n) as u32) < arguments.decoded_k {
+                if exists && first + comptime!(small(v * n)) < arguments.decoded_k {
                     let mut vector = Vector::<D, ND>::empty();
                     #[unroll]
                     for i in 0..n {
@@ -752,7 +775,7 @@ fn store_decoded<S: Numeric, NC: Size, D: Float, ND: Size>(
             let start = first as usize * stride + here.row as usize / n;
             #[unroll]
             for i in 0..16usize {
-                if exists && first + comptime!(i as u32) < arguments.decoded_k {
+                if exists && first + comptime!(small(i)) < arguments.decoded_k {
                     let mut vector = Vector::<D, ND>::empty();
                     #[unroll]
                     for w in 0..n {

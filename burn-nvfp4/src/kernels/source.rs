@@ -18,6 +18,17 @@ const UNITS: u32 = 256;
 /// Streaming multiprocessors of a device that does not say how many it has.
 const MULTIPROCESSORS: u32 = 16;
 
+/// What a tile has to suit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum TileShape {
+    /// Groups along the columns, in long rows.
+    Lines,
+    /// The same, in blocks of sixteen rows.
+    Blocks,
+    /// Groups along the rows too.
+    Square,
+}
+
 /// A matrix `[rows, cols]` in device memory whose columns are neighbours.
 #[derive(Debug)]
 pub(super) struct Source<R: CubeRuntime> {
@@ -38,7 +49,19 @@ impl<R: CubeRuntime> Source<R> {
     pub(super) fn new(x: &CubeTensor<R>) -> Self {
         let x = match x.dtype {
             DType::F64 | DType::Flex32 => cast(x.clone(), DType::F32),
-            _ => x.clone(),
+            DType::F32
+            | DType::F16
+            | DType::BF16
+            | DType::I64
+            | DType::I32
+            | DType::I16
+            | DType::I8
+            | DType::U64
+            | DType::U32
+            | DType::U16
+            | DType::U8
+            | DType::Bool(_)
+            | DType::QFloat(_) => x.clone(),
         };
         if let Some(source) = Self::in_place(&x) {
             return source;
@@ -141,10 +164,10 @@ impl<R: CubeRuntime> Source<R> {
         }
     }
 
-    /// Tiles that suit jobs along these axes; `tall` if blocks have sixteen rows.
-    pub(super) fn tiling(&self, along_rows: bool, tall: bool) -> Tiling {
+    /// Tiles of a shape.
+    pub(super) fn tiling(&self, shape: TileShape) -> Tiling {
         let units = units(&self.tensor.client);
-        if along_rows {
+        if shape == TileShape::Square {
             // Four groups along the rows by as many columns as there are units left.
             let cols = units / 4 * word(self.rows_width());
             return Tiling {
@@ -153,7 +176,11 @@ impl<R: CubeRuntime> Source<R> {
                 cols,
             };
         }
-        let rows = if tall { 16 } else { units / 32 };
+        let rows = if shape == TileShape::Blocks {
+            16
+        } else {
+            units / 32
+        };
         Tiling {
             units,
             rows,

@@ -7,19 +7,19 @@ use cubecl::ir::features::TypeUsage;
 use cubecl::prelude::*;
 
 use super::{
-    AmaxSource, ArgumentsLaunch, Codes, OutputsLaunch, Plan, Scales, WatchOutputLaunch,
+    AmaxSource, ArgumentsLaunch, Codes, OutputsLaunch, Plan, Results, Scales, WatchOutputLaunch,
     quantize_one, quantize_two,
 };
 use crate::cpu::Contraction;
 use crate::format::scale::{FP8_Q_MAX, NVFP4_Q_MAX, NVFP4_Q_MAX_256};
 use crate::format::{BlockShape, Format, Fp8Scaling, e2m1, e4m3};
-use crate::kernels::amax::{Partials, Slot, Wanted, launch_partials, launch_regions};
+use crate::kernels::amax::{Partials, Plain, Slot, Wanted, launch_partials, launch_regions};
 use crate::kernels::arithmetic::Arithmetic;
 use crate::kernels::four_over_six::ErrorRule;
 use crate::kernels::group::{GROUP, Tiling};
 use crate::kernels::philox::KeyWordsLaunch;
 use crate::kernels::source::{
-    Source, address_type, array, cubes, empty, optional, vector_width, word,
+    Source, TileShape, address_type, array, cubes, empty, optional, vector_width, word,
 };
 use crate::kernels::{DecodedTensor, DeviceScales, PackedTensor};
 use crate::recipe::{OperandSpec, Rounding, ScaleBound, ScaleRule, SignVector, Transform};
@@ -232,13 +232,13 @@ impl Task {
     fn goes_with(&self, other: &Self) -> bool {
         let same_slot = self.along == other.along && self.signs != other.signs;
         let both_rotated = self.signs.is_some() && other.signs.is_some();
-        !self.is_empty() && !(same_slot && both_rotated)
+        !(self.is_empty() || same_slot && both_rotated)
     }
 
     /// Adds what this job needs to what one launch takes.
     fn want(&self, wanted: &mut Wanted) {
         match self.amax {
-            AmaxSource::Partials(Slot::Plain) => wanted.plain = true,
+            AmaxSource::Partials(Slot::Plain) => wanted.plain = wanted.plain.max(Plain::Amax),
             AmaxSource::Partials(Slot::Columns) => wanted.columns = self.signs,
             AmaxSource::Partials(Slot::Rows) => wanted.rows = self.signs,
             AmaxSource::Partials(Slot::Watch)
@@ -287,17 +287,25 @@ impl Task {
         }
     }
 
-    fn is_along_rows(&self) -> bool {
-        self.along == Contraction::Rows
-    }
-
-    fn is_tall(&self) -> bool {
-        matches!(
-            self.format,
-            Format::Nvfp4 {
-                block: BlockShape::Tile16x16
-            }
-        )
+    fn tile_shape(&self) -> TileShape {
+        match (self.along, self.format) {
+            (Contraction::Rows, _) => TileShape::Square,
+            (
+                Contraction::Columns,
+                Format::Nvfp4 {
+                    block: BlockShape::Tile16x16,
+                },
+            ) => TileShape::Blocks,
+            (
+                Contraction::Columns,
+                Format::Nvfp4 {
+                    block: BlockShape::Row16,
+                }
+                | Format::Mxfp4
+                | Format::Mxfp8
+                | Format::Fp8 { .. },
+            ) => TileShape::Lines,
+        }
     }
 
     fn plan<R: CubeRuntime>(&self, source: &Source<R>, tiling: Tiling) -> Plan {
@@ -311,8 +319,11 @@ impl Task {
             signs: self.signs,
             block_rows: word(rows),
             block_groups: word(k) / GROUP,
-            packed: self.job.packed,
-            decoded: self.job.decoded.is_some(),
+            results: match (self.job.packed, self.job.decoded) {
+                (true, None) => Results::Packed,
+                (true, Some(_)) => Results::Both,
+                (false, _) => Results::Decoded,
+            },
         }
     }
 
@@ -335,12 +346,9 @@ impl Task {
         if self.is_empty() {
             return Memory::new(source, self).into_quantized(self, source, None);
         }
-        let mut wanted = Wanted {
-            watch: watch.is_some(),
-            ..Wanted::default()
-        };
+        let mut wanted = watched(watch);
         self.want(&mut wanted);
-        let tiling = source.tiling(self.is_along_rows(), self.is_tall());
+        let tiling = source.tiling(self.tile_shape());
         let plan = self.plan(source, tiling);
         let partials = launch_partials(source, wanted, plan.access.arithmetic);
         let regions = self.regions(source);
@@ -379,6 +387,14 @@ impl Task {
     }
 }
 
+/// What a launch takes for the watch alone.
+fn watched<R: CubeRuntime>(watch: Option<&Watch<R>>) -> Wanted {
+    Wanted {
+        plain: watch.map_or(Plain::Nothing, |_| Plain::Watched),
+        ..Wanted::default()
+    }
+}
+
 /// Both jobs in the same launches.
 fn run_both<R: CubeRuntime>(
     source: &Source<R>,
@@ -386,14 +402,10 @@ fn run_both<R: CubeRuntime>(
     b: &Task,
     watch: Option<&Watch<R>>,
 ) -> Vec<Quantized<R>> {
-    let mut wanted = Wanted {
-        watch: watch.is_some(),
-        ..Wanted::default()
-    };
+    let mut wanted = watched(watch);
     a.want(&mut wanted);
     b.want(&mut wanted);
-    let along_rows = a.is_along_rows() || b.is_along_rows();
-    let tiling = source.tiling(along_rows, a.is_tall() || b.is_tall());
+    let tiling = source.tiling(a.tile_shape().max(b.tile_shape()));
     let (plan_a, plan_b) = (a.plan(source, tiling), b.plan(source, tiling));
     let partials = launch_partials(source, wanted, plan_a.access.arithmetic);
     let (regions_a, regions_b) = (a.regions(source), b.regions(source));

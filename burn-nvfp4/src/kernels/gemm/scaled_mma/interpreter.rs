@@ -12,7 +12,7 @@ use super::layout::{
 use super::staging::staged_word;
 use super::tiling::Tiling;
 use crate::cpu::{Contraction, MatrixView, gemm_f64, quantize};
-use crate::format::{BlockScales, BlockShape, Format, PackedMatrix, e2m1, e4m3};
+use crate::format::{BlockScales, BlockShape, PackedMatrix, e2m1, e4m3};
 use crate::recipe::{OperandSpec, Rounding, ScaleRule, Transform};
 use crate::rng::{RandomKey, Stream};
 
@@ -231,12 +231,7 @@ fn stage_of(matrix: &PackedMatrix, first: u32, tile: u32, (rows, row_words): (u3
     let BlockScales::E4m3(scales) = matrix.block_scales() else {
         panic!("NVFP4 has E4M3 scales");
     };
-    let block_rows = match matrix.format() {
-        Format::Nvfp4 {
-            block: BlockShape::Tile16x16,
-        } => 16,
-        _ => 1,
-    };
+    let block_rows = u32::try_from(matrix.format().block_dims().rows).unwrap();
     let inside = |row: u32| first + row < u32::try_from(matrix.rows()).unwrap();
     let code_word = |row: u32, word: u32| {
         let column = tile * row_words + word;

@@ -81,8 +81,8 @@ pub(crate) fn scaled_gemm<S: Int, O: Float, W: Size>(
     scaling: &Scaling,
     out: &mut Array<Vector<O, W>>,
     #[comptime] plan: Plan,
-    #[define(S)] _scales: StorageType,
-    #[define(O)] _out: StorageType,
+    #[define(S)] _scale_type: StorageType,
+    #[define(O)] _out_type: StorageType,
 ) {
     let tiling = comptime!(plan.tiling);
     let k_blocks = u32::min(lhs.row_blocks, rhs.row_blocks);
@@ -96,6 +96,8 @@ pub(crate) fn scaled_gemm<S: Int, O: Float, W: Size>(
         // Asynchronous copies write 16 bytes at once.
         staged_codes: SharedMemory::<u32>::new_aligned(plan.staged_codes(plan.lhs), 16usize),
         staged_scales: SharedMemory::<u32>::new(plan.staged_scales(plan.lhs)),
+        carried_codes: Array::<u32>::new(plan.lhs.unit_words() as usize),
+        carried_scales: Array::<u32>::new(plan.lhs.unit_scales() as usize),
         side: plan.lhs,
     };
     let mut b = Operand::<S> {
@@ -107,10 +109,12 @@ pub(crate) fn scaled_gemm<S: Int, O: Float, W: Size>(
         k_blocks,
         staged_codes: SharedMemory::<u32>::new_aligned(plan.staged_codes(plan.rhs), 16usize),
         staged_scales: SharedMemory::<u32>::new(plan.staged_scales(plan.rhs)),
+        carried_codes: Array::<u32>::new(plan.rhs.unit_words() as usize),
+        carried_scales: Array::<u32>::new(plan.rhs.unit_scales() as usize),
         side: plan.rhs,
     };
     let exchange_words = comptime!(match plan.mma {
-        // A kernel needs at least one word.
+        // Not used, but an array of no words cannot be declared.
         Mma::Native => 1,
         Mma::Emulated => tiling.units() / LANES * EXCHANGE,
     });
@@ -123,10 +127,6 @@ pub(crate) fn scaled_gemm<S: Int, O: Float, W: Size>(
         accumulators[i] = 0.0f32;
     }
 
-    let mut a_codes = Array::<u32>::new(plan.lhs.unit_words() as usize);
-    let mut b_codes = Array::<u32>::new(plan.rhs.unit_words() as usize);
-    let mut a_scales = Array::<u32>::new(plan.lhs.unit_scales() as usize);
-    let mut b_scales = Array::<u32>::new(plan.rhs.unit_scales() as usize);
     let mut arrived = Sequence::<Shared<Barrier>>::new();
     if let Copies::Async { .. } = comptime!(plan.copies) {
         #[unroll]
@@ -139,25 +139,13 @@ pub(crate) fn scaled_gemm<S: Int, O: Float, W: Size>(
     let tiles = k_blocks.div_ceil(comptime!(tiling.tile_k() / 16));
     #[unroll]
     for stage in 0..comptime!(tiling.stages() - 1) {
-        begin::<S>(
-            &mut a,
-            stage,
-            stage,
-            &mut a_codes,
-            &mut a_scales,
-            plan.copies,
-        );
-        begin::<S>(
-            &mut b,
-            stage,
-            stage,
-            &mut b_codes,
-            &mut b_scales,
-            plan.copies,
-        );
-        complete::<S>(&mut a, stage, &a_codes, &a_scales, plan.copies);
-        complete::<S>(&mut b, stage, &b_codes, &b_scales, plan.copies);
-        announce(&arrived, stage, plan.copies);
+        if stage < tiles {
+            begin::<S>(&mut a, stage, stage, plan.copies);
+            begin::<S>(&mut b, stage, stage, plan.copies);
+            complete::<S>(&mut a, stage, plan.copies);
+            complete::<S>(&mut b, stage, plan.copies);
+            announce(&arrived, stage, plan.copies);
+        }
     }
 
     // 2.
@@ -176,33 +164,19 @@ pub(crate) fn scaled_gemm<S: Int, O: Float, W: Size>(
                 // one.
                 sync_cube();
                 if ahead < tiles {
-                    begin::<S>(
-                        &mut a,
-                        ahead,
-                        freed,
-                        &mut a_codes,
-                        &mut a_scales,
-                        plan.copies,
-                    );
-                    begin::<S>(
-                        &mut b,
-                        ahead,
-                        freed,
-                        &mut b_codes,
-                        &mut b_scales,
-                        plan.copies,
-                    );
+                    begin::<S>(&mut a, ahead, freed, plan.copies);
+                    begin::<S>(&mut b, ahead, freed, plan.copies);
                 }
                 multiply_stage::<S>(&a, &b, stage, &mut accumulators, &mut exchange, plan);
                 if ahead < tiles {
-                    complete::<S>(&mut a, freed, &a_codes, &a_scales, plan.copies);
-                    complete::<S>(&mut b, freed, &b_codes, &b_scales, plan.copies);
+                    complete::<S>(&mut a, freed, plan.copies);
+                    complete::<S>(&mut b, freed, plan.copies);
                     announce(&arrived, freed, plan.copies);
                 }
             }
         }
         tile += tiling.stages();
-        phase = phase ^ 1;
+        phase ^= 1;
     }
 
     // 3.
@@ -224,31 +198,23 @@ fn begin<S: Int>(
     operand: &mut Operand<S>,
     tile: u32,
     #[comptime] stage: u32,
-    codes: &mut Array<u32>,
-    scales: &mut Array<u32>,
     #[comptime] copies: Copies,
 ) {
     match comptime!(copies) {
         Copies::Async { words } => operand.copy_codes(tile, stage, words),
-        Copies::Registers => operand.fetch_codes(tile, codes),
+        Copies::Registers => operand.fetch_codes(tile),
     }
-    operand.fetch_scales(tile, scales);
+    operand.fetch_scales(tile);
 }
 
 /// Puts into the stage what registers carry.
 #[cube]
-fn complete<S: Int>(
-    operand: &mut Operand<S>,
-    #[comptime] stage: u32,
-    codes: &Array<u32>,
-    scales: &Array<u32>,
-    #[comptime] copies: Copies,
-) {
+fn complete<S: Int>(operand: &mut Operand<S>, #[comptime] stage: u32, #[comptime] copies: Copies) {
     match comptime!(copies) {
         Copies::Async { .. } => {}
-        Copies::Registers => operand.store_codes(stage, codes),
+        Copies::Registers => operand.store_codes(stage),
     }
-    operand.store_scales(stage, scales);
+    operand.store_scales(stage);
 }
 
 /// Counts this unit's copies into a stage, and its stores, toward the stage's barrier.
@@ -354,6 +320,7 @@ fn write_out<O: Float, W: Size>(
     #[comptime] plan: Plan,
 ) {
     let width = out.vector_size();
+    let step = comptime!(if width == 2 { 2u32 } else { 1u32 });
     let fragments = comptime!(plan.tiling.fragments());
     let lane = UNIT_POS % LANES;
     let (first_row, first_column) = group_origin(plan.tiling);
@@ -367,7 +334,7 @@ fn write_out<O: Float, W: Size>(
         #[unroll(plan.unrolled())]
         for j in 0..comptime!(fragments[1]) {
             #[unroll]
-            for element in range_stepped(0u32, D_ELEMENTS, comptime!(width as u32)) {
+            for element in range_stepped(0u32, D_ELEMENTS, step) {
                 let row = tile_row + first_row + i * M + d_row(lane, element);
                 let column = tile_column + first_column + j * N + d_column(lane, element);
                 // With two columns to a vector `n` is even, and either both are inside or none.

@@ -5,13 +5,13 @@
 //! bits: word `w` of a row holds `k = 8 w .. 8 w + 7`, so 64 elements are eight words and a block
 //! of 16 is two. With `group = lane / 4` and `member = lane % 4`:
 //!
-//! | operand | registers of a lane | hold |
+//! | operand | a lane has | of |
 //! |---|---|---|
-//! | A | 4 of 8 codes | row `group` (even register) or `group + 8` (odd); word `member` (first two) or `member + 4` |
-//! | B | 2 of 8 codes | column `group`; word `member` or `member + 4` |
-//! | C, D | 4 of f32 | row `group` (first two) or `group + 8`; column `2 member` or `2 member + 1` |
-//! | scales of A | 1 of 4 E4M3 | byte `b` is the block `16 b ..` of row `group` (member 0) or `group + 8` (member 1) |
-//! | scales of B | 1 of 4 E4M3 | byte `b` is the block `16 b ..` of column `group` (member 0) |
+//! | A | 4 x 8 codes | row `group` (0, 2) or `group + 8`; word `member` (0, 1) or `member + 4` |
+//! | B | 2 x 8 codes | column `group`; word `member` or `member + 4` |
+//! | C, D | 4 x f32 | row `group` (0, 1) or `group + 8`; column `2 member` or `2 member + 1` |
+//! | scales of A | 4 x E4M3 | row `group` (member 0) or `group + 8` (1); byte `b`: `k = 16 b ..` |
+//! | scales of B | 4 x E4M3 | column `group` (member 0); byte `b` likewise |
 //!
 //! Which members hold scales is what the instruction's selectors say; CubeCL sets `byte-id` and
 //! `thread-id` of both operands to 0. The other members' scale registers are not read. Here they

@@ -98,6 +98,9 @@ pub(crate) struct Operand<S: Int> {
     pub(crate) k_blocks: u32,
     pub(crate) staged_codes: SharedMemory<u32>,
     pub(crate) staged_scales: SharedMemory<u32>,
+    /// What a unit carries between the fetch and the store of a tile.
+    pub(crate) carried_codes: Array<u32>,
+    pub(crate) carried_scales: Array<u32>,
     #[cube(comptime)]
     pub(crate) side: Side,
 }
@@ -142,7 +145,7 @@ impl<S: Int> Operand<S> {
     }
 
     /// Reads this unit's words of tile `tile`.
-    pub(crate) fn fetch_codes(&self, tile: u32, words: &mut Array<u32>) {
+    pub(crate) fn fetch_codes(&mut self, tile: u32) {
         let side = comptime!(self.side);
         #[unroll]
         for i in 0..side.unit_words() {
@@ -154,24 +157,25 @@ impl<S: Int> Operand<S> {
                 let from = (self.first + row) * self.row_blocks * 2 + column;
                 word = self.codes[from as usize];
             }
-            words[i as usize] = word;
+            self.carried_codes[i as usize] = word;
         }
     }
 
     /// Puts them into stage `stage`.
-    pub(crate) fn store_codes(&mut self, stage: u32, words: &Array<u32>) {
+    pub(crate) fn store_codes(&mut self, stage: u32) {
         let side = comptime!(self.side);
         #[unroll]
         for i in 0..side.unit_words() {
             let at = UNIT_POS + i * side.units;
             let row = at / side.row_words();
             let to = staged_word(row, at % side.row_words(), side.row_words());
-            self.staged_codes[(stage * side.stage_words() + to) as usize] = words[i as usize];
+            self.staged_codes[(stage * side.stage_words() + to) as usize] =
+                self.carried_codes[i as usize];
         }
     }
 
     /// Reads this unit's scales of tile `tile`, four to a word.
-    pub(crate) fn fetch_scales(&self, tile: u32, words: &mut Array<u32>) {
+    pub(crate) fn fetch_scales(&mut self, tile: u32) {
         let side = comptime!(self.side);
         #[unroll]
         for i in 0..side.unit_scales() {
@@ -198,19 +202,20 @@ impl<S: Int> Operand<S> {
                     }
                 }
             }
-            words[i as usize] = word;
+            self.carried_scales[i as usize] = word;
         }
     }
 
     /// Puts them into stage `stage`.
-    pub(crate) fn store_scales(&mut self, stage: u32, words: &Array<u32>) {
+    pub(crate) fn store_scales(&mut self, stage: u32) {
         let side = comptime!(self.side);
         #[unroll]
         for i in 0..side.unit_scales() {
             let at = UNIT_POS + i * side.units;
             if at < side.stage_scales() {
                 let to = (at % side.k_steps) * side.tile_rows + at / side.k_steps;
-                self.staged_scales[(stage * side.stage_scales() + to) as usize] = words[i as usize];
+                self.staged_scales[(stage * side.stage_scales() + to) as usize] =
+                    self.carried_scales[i as usize];
             }
         }
     }

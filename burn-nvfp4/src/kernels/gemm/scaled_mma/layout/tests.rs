@@ -119,7 +119,7 @@ fn selectors_of_zero_read_every_scale_once() {
     }
     for column in 0..N {
         let lane = b_scale_lane(column);
-        assert!(lane % 4 == 0 && b_scale_column(lane) == column);
+        assert!(lane.is_multiple_of(4) && b_scale_column(lane) == column);
     }
 }
 

@@ -36,8 +36,11 @@ struct Arguments {
     threads: usize,
 }
 
+/// Launches kernels until everything is recorded.
+type Launch = fn(Architecture) -> Result<()>;
+
 /// What is launched, by name.
-const LAUNCHES: [(&str, fn(Architecture) -> Result<()>); 3] = [
+const LAUNCHES: [(&str, Launch); 3] = [
     ("a training step", step::record),
     ("a quantization", operands::quantizers),
     ("a block-scaled GEMM", operands::scaled_gemms),

@@ -1,14 +1,18 @@
 //! `cargo xtask ci`: everything that a change has to pass, in the order of what fails fastest.
 //!
-//! `.ci/run` calls this, so that a contributor runs what CI runs. Clippy and rustdoc share the
-//! metadata of the dependencies, the tests need their code: each is built once.
+//! `.ci/run` calls this, so that a contributor runs what CI runs.
+//!
+//! Most of the time is spent on dependencies, once for each set of features and each kind of
+//! output. Clippy and rustdoc need metadata, tests need code, and there are three sets: what a user
+//! gets by default, everything with the GPU backends (one set for clippy and rustdoc, so that it
+//! holds both `wgpu` and `cuda`), and the device tests together with `cuda-check`.
 
 use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
-use crate::{forwards, tidy, workspace};
+use crate::{cuda_check, forwards, tidy, workspace};
 
 /// One step of the run.
 struct Step {
@@ -20,52 +24,80 @@ struct Step {
 
 /// What a step does.
 enum Action {
-    /// Runs cargo with these arguments.
-    Cargo(&'static str),
-    /// Runs cargo with rustdoc's warnings denied.
-    Docs(&'static str),
+    /// Runs cargo.
+    Cargo {
+        /// Its arguments.
+        arguments: &'static str,
+        /// Variables that are set for it.
+        environment: &'static [(&'static str, &'static str)],
+    },
     /// Calls a check of ours, which returns the line to print.
     Check(fn() -> Result<String>),
 }
 
+/// A step that is cargo with these arguments.
+const fn cargo(name: &'static str, arguments: &'static str) -> Step {
+    cargo_with(name, arguments, &[])
+}
+
+/// A step that is cargo with these arguments and variables.
+const fn cargo_with(
+    name: &'static str,
+    arguments: &'static str,
+    environment: &'static [(&'static str, &'static str)],
+) -> Step {
+    let action = Action::Cargo {
+        arguments,
+        environment,
+    };
+    Step { name, action }
+}
+
+/// A step that is a check of ours.
+const fn check(name: &'static str, check: fn() -> Result<String>) -> Step {
+    let action = Action::Check(check);
+    Step { name, action }
+}
+
 /// The steps. A test compares the test command with the README's.
-const STEPS: [Step; 8] = [
-    Step {
-        name: "format",
-        action: Action::Cargo("fmt --all --check"),
-    },
-    Step {
-        name: "forwards",
-        action: Action::Check(forwards::check),
-    },
-    Step {
-        name: "tidy",
-        action: Action::Check(tidy::check),
-    },
-    Step {
-        name: "clippy",
-        action: Action::Cargo("clippy --workspace --all-targets --locked -- -D warnings"),
-    },
-    Step {
-        // Burn's own CPU autodiff does not compile with `distributed`, so the library without it.
-        name: "clippy of the other features",
-        action: Action::Cargo(
-            "clippy -p burn-nvfp4 --lib --no-default-features --features cubecl,distributed \
-             --locked -- -D warnings",
-        ),
-    },
-    Step {
-        name: "test",
-        action: Action::Cargo("test"),
-    },
-    Step {
-        name: "test of xtask",
-        action: Action::Cargo("test -p xtask"),
-    },
-    Step {
-        name: "docs",
-        action: Action::Docs("doc --workspace --no-deps --locked"),
-    },
+const STEPS: [Step; 11] = [
+    cargo("format", "fmt --all --check"),
+    check("forwards", forwards::check),
+    check("tidy", tidy::check),
+    cargo("clippy", "clippy --all-targets --locked -- -D warnings"),
+    cargo(
+        "clippy of the GPU backends",
+        "clippy --workspace --all-targets --features tests/wgpu,tests/cuda --locked \
+         -- -D warnings",
+    ),
+    // The same features as clippy before it: rustdoc finds the metadata of the dependencies.
+    cargo_with(
+        "docs",
+        "doc --workspace --no-deps --features tests/wgpu,tests/cuda --locked",
+        &[("RUSTDOCFLAGS", "-D warnings")],
+    ),
+    // Burn's own CPU autodiff does not compile with `distributed`, so the library without it.
+    cargo(
+        "clippy of data parallelism",
+        "clippy -p burn-nvfp4 --lib --no-default-features --features cubecl,distributed \
+         --locked -- -D warnings",
+    ),
+    cargo("test", "test"),
+    cargo("test of xtask", "test -p xtask"),
+    // With cuda-check among the packages, though only one binary is built: cargo unites the
+    // features of the packages that are named, and cuda-check then finds Burn and CubeCL as it
+    // needs them.
+    cargo_with(
+        "test on a device",
+        "test -p tests -p cuda-check --features tests/wgpu --test gpu --locked",
+        &[
+            // Without a device the tests fail instead of being skipped.
+            ("NVFP4_REQUIRE_DEVICE", "1"),
+            // CubeCL compiles kernels on a thread of its own, deeper than 2 MiB in a debug build.
+            ("RUST_MIN_STACK", "33554432"),
+        ],
+    ),
+    check("cuda-check", cuda_check::check),
 ];
 
 /// Runs every step; stops at the first that fails.
@@ -75,10 +107,10 @@ pub(crate) fn run() -> Result<()> {
     for Step { name, action } in &STEPS {
         let begin = Instant::now();
         match action {
-            Action::Cargo(arguments) => cargo(name, arguments, None)?,
-            Action::Docs(arguments) => {
-                cargo(name, arguments, Some(("RUSTDOCFLAGS", "-D warnings")))?;
-            }
+            Action::Cargo {
+                arguments,
+                environment,
+            } => run_cargo(name, arguments, environment)?,
             Action::Check(check) => {
                 println!("== {name}");
                 println!("{}", check().with_context(|| (*name).to_owned())?);
@@ -98,11 +130,11 @@ pub(crate) fn run() -> Result<()> {
 }
 
 #[expect(clippy::print_stdout, reason = "a command line tool reports on stdout")]
-fn cargo(name: &str, arguments: &str, environment: Option<(&str, &str)>) -> Result<()> {
+fn run_cargo(name: &str, arguments: &str, environment: &[(&str, &str)]) -> Result<()> {
     println!("== {name}: cargo {arguments}");
     let status = Command::new(workspace::cargo())
         .args(arguments.split_whitespace())
-        .envs(environment)
+        .envs(environment.iter().copied())
         .current_dir(workspace::root()?)
         .status()
         .context("cannot start cargo")?;
@@ -128,8 +160,8 @@ mod tests {
             .collect();
         let runs = |command: &str| {
             STEPS.iter().any(|step| match step.action {
-                Action::Cargo(arguments) => command == format!("cargo {arguments}"),
-                Action::Docs(_) | Action::Check(_) => false,
+                Action::Cargo { arguments, .. } => command == format!("cargo {arguments}"),
+                Action::Check(_) => false,
             })
         };
         assert!(

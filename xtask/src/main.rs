@@ -8,6 +8,7 @@ use clap::{Parser, Subcommand};
 mod workspace;
 mod forwards;
 mod tidy;
+mod cuda_check;
 mod ci;
 mod bench;
 
@@ -32,6 +33,8 @@ enum Command {
         #[arg(long)]
         write_golden_hashes: bool,
     },
+    /// Assemble every CUDA kernel of a training step with NVRTC, which is fetched if need be.
+    CudaCheck,
     /// Run everything that CI runs.
     Ci,
     /// Run the library's benchmarks and print machine, date, commit and command with them.
@@ -63,6 +66,7 @@ fn run(command: &Command) -> Result<()> {
         Command::Tidy {
             write_golden_hashes: false,
         } => println!("tidy: {}", tidy::check()?),
+        Command::CudaCheck => println!("cuda-check: {}", cuda_check::check()?),
         Command::Ci => ci::run()?,
         Command::Bench { filter } => bench::run(filter)?,
     }

@@ -20,7 +20,7 @@ mod dependencies;
 mod golden;
 
 /// Folders of the workspace that hold Rust sources.
-const PACKAGES: [&str; 4] = ["burn-nvfp4", "models", "tests", "xtask"];
+const PACKAGES: [&str; 5] = ["burn-nvfp4", "models", "tests", "cuda-check", "xtask"];
 
 /// A source file of the workspace.
 #[derive(Clone, Debug)]

@@ -16,6 +16,14 @@ pub(crate) fn root() -> Result<PathBuf> {
     Ok(root.to_owned())
 }
 
+/// The folder that cargo builds into.
+pub(crate) fn target_folder() -> Result<PathBuf> {
+    let mut command = MetadataCommand::new();
+    command.cargo_path(cargo()).current_dir(root()?).no_deps();
+    let metadata = command.exec().context("cargo metadata failed")?;
+    Ok(metadata.target_directory.into())
+}
+
 /// The cargo that runs us, or the one on the path.
 pub(crate) fn cargo() -> String {
     env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned())

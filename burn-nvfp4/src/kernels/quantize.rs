@@ -331,32 +331,48 @@ fn start<S: Numeric, NC: Size, D: Float, ND: Size>(
     shared: &mut SharedMemory<u32>,
     #[comptime] plan: Plan,
 ) -> TensorLevel {
-    let units = comptime!(plan.access.tiling.units);
-    let amax = if comptime!(plan.slot().is_some()) {
+    if comptime!(plan.slot().is_some()) {
         let slot = comptime!(plan.slot().unwrap_or(Slot::Plain));
         let partials = partials.as_ref().unwrap();
-        f32::reinterpret(reduce_partials(
+        let amax = f32::reinterpret(reduce_partials(
             partials,
             arguments.partials as usize,
             shared,
             slot,
-            units,
-        ))
+            comptime!(plan.access.tiling.units),
+        ));
+        let kept = if comptime!(plan.has_tensor_scale()) {
+            amax
+        } else {
+            1.0f32.runtime()
+        };
+        write_amax(kept, outputs);
+        tensor_level(amax, arguments.q_max, comptime!(plan.access.arithmetic))
     } else {
-        1.0f32.runtime()
-    };
+        write_amax(1.0f32.runtime(), outputs);
+        // Nothing of it is read: rows and blocks have levels of their own.
+        TensorLevel {
+            amax: 1.0f32.runtime(),
+            encode: 1.0f32.runtime(),
+            encode_sixth: 1.0f32.runtime(),
+            decode: 1.0f32.runtime(),
+        }
+    }
+}
+
+/// Has the first unit of the first cube write the amax of an operand that hands one on.
+#[cube]
+fn write_amax<S: Numeric, NC: Size, D: Float, ND: Size>(
+    amax: f32,
+    outputs: &mut Outputs<S, NC, D, ND>,
+) {
     let writes = outputs.amax.is_some();
     if comptime!(writes) {
         if CUBE_POS == 0 && UNIT_POS == 0 {
             let out = outputs.amax.as_mut().unwrap();
-            if comptime!(plan.has_tensor_scale()) {
-                out[0] = amax;
-            } else {
-                out[0] = 1.0f32;
-            }
+            out[0] = amax;
         }
     }
-    tensor_level(amax, arguments.q_max, comptime!(plan.access.arithmetic))
 }
 
 /// Writes the id of a tensor that is not finite, unless another one was first.

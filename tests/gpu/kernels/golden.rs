@@ -3,8 +3,9 @@
 use burn::tensor::TensorData;
 use burn_nvfp4::cpu::Contraction;
 use burn_nvfp4::format::PackedMatrix;
+use burn_nvfp4::format::Reading;
 use burn_nvfp4::kernels::dequantize::{dequantize, to_host};
-use burn_nvfp4::kernels::quantize::{Job, Reading, quantize};
+use burn_nvfp4::kernels::quantize::{Job, Packing, quantize};
 use burn_nvfp4::recipe::{
     BlockError, BlockShape, ErrorArithmetic, OperandSpec, ScaleBound, ScaleRule, SignVector,
     Transform,

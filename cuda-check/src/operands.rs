@@ -99,7 +99,7 @@ fn pack(
             step: 2,
             stream: Stream::Wgrad,
         },
-        packed: true,
+        packing: Packing::AskedAxis,
         decoded: Some(DType::BF16),
     };
     let mut quantized = quantize(x, &[job], None);

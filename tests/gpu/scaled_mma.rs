@@ -10,20 +10,7 @@ use burn_nvfp4::kernels::gemm::scaled_mma::{Mma, ScaledGemm, ScaledMmaError, Til
 use burn_nvfp4::kernels::{DeviceScales, PackedTensor};
 use half::bf16;
 
-#[cfg(feature = "wgpu")]
-mod runtime {
-    use burn::backend::wgpu::{CubeBackend, WgpuRuntime};
-
-    pub(super) type Runtime = WgpuRuntime;
-    pub(super) type Cube = CubeBackend<WgpuRuntime, f32, i32, u32>;
-}
-#[cfg(all(feature = "cuda", not(feature = "wgpu")))]
-mod runtime {
-    pub(super) type Runtime = burn::cubecl::cuda::CudaRuntime;
-    pub(super) type Cube = burn::backend::Cuda;
-}
-
-use runtime::{Cube, Runtime};
+use crate::device::{Base as Cube, Runtime};
 
 type Float = <Cube as burn::tensor::backend::BackendTypes>::FloatTensorPrimitive;
 

@@ -30,14 +30,32 @@ fn magic(y: f32) -> u32 {
     (u32::reinterpret(binade) & INFINITY) + comptime!(22u32 << 23)
 }
 
-/// The nearest code of a saturated number, ties to the even code.
+/// 2^23: from here on the numbers are the integers, and addition rounds to them.
+const INTEGERS: f32 = 8_388_608.0;
+
+/// The nearest code of any number, ties to the even code; 7 for NaN.
+///
+/// The grid has step 1/2 up to 2, step 1 up to 4 and step 2 beyond. Rounding to each of the three
+/// steps everywhere, and counting from the code at which it begins, gives three candidates of which
+/// the smallest is the code: below its range a coarser step counts from too high, above its range a
+/// finer one counts too fast. Additions do the rounding, so most of this is no integer work.
 #[cube]
-pub(super) fn encode_rne(y: f32) -> u32 {
-    let magic = magic(y);
-    let steps = u32::reinterpret(f32::abs(y) + f32::reinterpret(magic));
-    // Two codes to a binade. Only the low three bits count: -2 (127 + 22) is 6 there.
-    let code = (steps + (magic >> 22u32) + 6u32) & 7u32;
-    code | ((u32::reinterpret(y) >> 28u32) & 8u32)
+pub(super) fn encode_rne(y: f32, #[comptime] arithmetic: Arithmetic) -> u32 {
+    let halves = u32::reinterpret(f32::abs(y + y) + INTEGERS);
+    let ones = u32::reinterpret(f32::abs(y) + comptime!(INTEGERS + 2.0));
+    let twos = u32::reinterpret(f32::abs(y * 0.5f32) + comptime!(INTEGERS + 4.0));
+    // As integers: NaN is the largest of them. The last is code 7.
+    let code = u32::min(u32::min(halves, ones), u32::min(twos, 0x4B00_0007u32));
+    (code & 7u32) | sign(y, arithmetic)
+}
+
+/// Bit 3 of a code: set for negatives and -0, not for NaN.
+#[cube]
+fn sign(y: f32, #[comptime] arithmetic: Arithmetic) -> u32 {
+    let bits = u32::reinterpret(y);
+    // An IEEE device makes a NaN that it computes positive.
+    let is_nan = comptime!(arithmetic == Arithmetic::Portable) && (bits & MAGNITUDE) > INFINITY;
+    select(is_nan, 0u32, (bits >> 28u32) & 8u32)
 }
 
 /// `decode(encode_rne(y))`.
@@ -49,7 +67,7 @@ pub(super) fn round_rne(y: f32, #[comptime] arithmetic: Arithmetic) -> f32 {
         f32::reinterpret(u32::reinterpret(value) | (u32::reinterpret(y) & 0x8000_0000u32))
     } else {
         // A shader compiler in fast-math mode may cancel the two additions.
-        decode(encode_rne(y))
+        decode(encode_rne(y, arithmetic))
     }
 }
 

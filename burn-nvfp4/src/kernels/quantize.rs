@@ -729,12 +729,11 @@ fn encode_group(
         let y = values[start + i] * scale.encode;
         let shift = comptime!(small(i % per_word * (32 / per_word)));
         if comptime!(plan.codes == Codes::E2m1Nearest) {
-            let y = saturate(y, arithmetic);
             if comptime!(plan.results.has_packed()) {
-                words[i / per_word] |= encode_rne(y) << shift;
+                words[i / per_word] |= encode_rne(y, arithmetic) << shift;
             }
             if comptime!(plan.results.has_decoded()) {
-                values[start + i] = round_rne(y, arithmetic) * scale.decode;
+                values[start + i] = round_rne(saturate(y, arithmetic), arithmetic) * scale.decode;
             }
         } else if comptime!(plan.codes == Codes::E2m1Stochastic) {
             let y = saturate(y, arithmetic);

@@ -9,7 +9,7 @@ use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_nvfp4::cpu::Contraction;
 use burn_nvfp4::kernels::dequantize::{decode, dequantize};
 use burn_nvfp4::kernels::gemm::scaled_mma::{self, Mma};
-use burn_nvfp4::kernels::quantize::{Job, alpha, quantize};
+use burn_nvfp4::kernels::quantize::{Job, Packing, alpha, quantize};
 use burn_nvfp4::kernels::{CubeTensor, PackedTensor};
 use burn_nvfp4::recipe::{BlockShape, OperandSpec, ScaleRule, presets};
 use burn_nvfp4::rng::{RandomKey, Stream};

@@ -55,17 +55,33 @@ pub(crate) fn supports(dtype: DType) -> bool {
     Base::supports_dtype(&Device::default(), dtype)
 }
 
+/// A dense tensor: CUDA pads the rows of what it gets with two axes, not with one.
 pub(crate) fn upload(data: TensorData, device: &Device) -> CubeTensor<Runtime> {
     use burn::tensor::ops::{FloatTensorOps, IntTensorOps};
-    if data.dtype.is_float() {
-        Base::float_from_data(data, device)
+    let shape = data.shape.clone();
+    let flat = TensorData {
+        shape: [shape.num_elements()].into(),
+        ..data
+    };
+    let tensor = if flat.dtype.is_float() {
+        Base::float_from_data(flat, device)
     } else {
-        Base::int_from_data(data, device)
-    }
+        Base::int_from_data(flat, device)
+    };
+    CubeTensor::new_contiguous(
+        tensor.client,
+        tensor.device,
+        shape,
+        tensor.handle,
+        tensor.dtype,
+    )
 }
 
 pub(crate) fn download<E: burn::tensor::Element>(tensor: &CubeTensor<Runtime>) -> Vec<E> {
     use burn::tensor::ops::{FloatTensorOps, IntTensorOps};
+    if tensor.meta.num_elements() == 0 {
+        return vec![];
+    }
     let data = if tensor.dtype.is_float() {
         burn::tensor::read_sync(Base::float_into_data(tensor.clone()))
     } else {

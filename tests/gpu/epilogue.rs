@@ -30,9 +30,7 @@ fn floats<const D: usize>(
     shape: [usize; D],
 ) -> <Plain as burn::tensor::backend::BackendTypes>::FloatTensorPrimitive {
     let data = TensorData::new(values.to_vec(), shape);
-    Tensor::<Plain, D>::from_data(data, &Default::default())
-        .into_primitive()
-        .tensor()
+    crate::device::upload(data, &Default::default())
 }
 
 fn words(
@@ -40,7 +38,7 @@ fn words(
     shape: [usize; 2],
 ) -> <Plain as burn::tensor::backend::BackendTypes>::IntTensorPrimitive {
     let data = TensorData::new(values.to_vec(), shape);
-    Tensor::<Plain, 2, Int>::from_data(data, (&Default::default(), DType::U32)).into_primitive()
+    crate::device::upload(data, &Default::default())
 }
 
 fn finished(

@@ -67,7 +67,7 @@ fn all_scales() -> Vec<u8> {
 
 fn upload(matrix: &PackedMatrix, scale_dtype: DType) -> PackedTensor<Runtime> {
     let device = Default::default();
-    let ints = |data| Cube::int_from_data(data, &device);
+    let ints = |data| crate::device::upload(data, &device);
     let words: Vec<u32> = matrix
         .codes()
         .chunks_exact(4)

@@ -12,6 +12,7 @@ use burn_backend::{Backend, DType, DeviceOps, Shape};
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
+use burn_std::{Metadata, strides};
 use cubecl::server::ComputeServer;
 
 use super::fusion::Form;
@@ -361,7 +362,17 @@ impl<R: CubeRuntime> Dense<R> {
             }) => {
                 let device = &packed.amax.device;
                 let dtype = decoded_dtype_of::<R>(device, packed);
-                let decoded = dequantize::decode(&packed_tensor(packed), dtype);
+                let mut decoded = dequantize::decode(&packed_tensor(packed), dtype);
+                let PackedLayout {
+                    rows, k, padded_k, ..
+                } = packed.layout;
+                if packed.reading == Reading::Transposed && padded_k != k {
+                    // Read along the other axis, the padding would be rows of the operand.
+                    let shape = Shape::new([rows, k]);
+                    let strides = strides![padded_k, 1];
+                    *decoded.values.meta = Metadata::new(shape, strides);
+                    decoded.values = into_contiguous(decoded.values);
+                }
                 Some(Self::decoded(decoded, packed.reading))
             }
             Operand::Device(_) | Operand::Packed { .. } | Operand::Decoded(_) => None,

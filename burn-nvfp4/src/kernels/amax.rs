@@ -118,7 +118,13 @@ fn walk_tile<F: Float, N: Size>(
             }
             if comptime!(walk.signs.is_some()) {
                 let signs = comptime!(walk.signs.unwrap_or_default());
-                transform(&mut values, start, signs, arithmetic);
+                transform(
+                    &mut values,
+                    start,
+                    signs,
+                    comptime!(walk.access.is_bf16),
+                    arithmetic,
+                );
                 let amax = group_amax(&values, start, arithmetic);
                 maxima.rotated = u32::max(maxima.rotated, u32::reinterpret(amax));
             }

@@ -48,6 +48,8 @@ pub(super) struct Access {
     pub(super) width: u32,
     /// The contraction axis is a multiple of sixteen long.
     pub(super) whole: bool,
+    /// The elements are bf16.
+    pub(super) is_bf16: bool,
     pub(super) tiling: Tiling,
     pub(super) arithmetic: Arithmetic,
 }

@@ -8,17 +8,23 @@ use super::arithmetic::{Arithmetic, INFINITY, MAGNITUDE};
 
 /// Transforms `values[start..start + 16]`, which stay in registers: every index is comptime.
 ///
-/// Bit `i` of `signs` flips element `i`.
+/// Bit `i` of `signs` flips element `i`; `is_bf16` says that the values need no rounding first.
 #[cube]
 pub(super) fn transform(
     values: &mut Array<f32>,
     #[comptime] start: usize,
     #[comptime] signs: u16,
+    #[comptime] is_bf16: bool,
     #[comptime] arithmetic: Arithmetic,
 ) {
     #[unroll]
     for i in 0..16usize {
-        let rounded = round_to_bf16(values[start + i], arithmetic);
+        let value = values[start + i];
+        let rounded = if comptime!(is_bf16) {
+            value
+        } else {
+            round_to_bf16(value, arithmetic)
+        };
         if comptime!((signs >> i) & 1 == 1) {
             values[start + i] = -rounded;
         } else {

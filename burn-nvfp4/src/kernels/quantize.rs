@@ -427,7 +427,13 @@ fn quantize_tile<F: Float, N: Size, S: Numeric, NC: Size, D: Float, ND: Size>(
             let start = comptime!(w * GROUP as usize);
             if comptime!(plan.signs.is_some()) {
                 let signs = comptime!(plan.signs.unwrap_or_default());
-                transform(&mut values, start, signs, arithmetic);
+                transform(
+                    &mut values,
+                    start,
+                    signs,
+                    comptime!(plan.access.is_bf16),
+                    arithmetic,
+                );
             }
             amaxes[w] = group_amax(&values, start, arithmetic);
         }

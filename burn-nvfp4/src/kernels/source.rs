@@ -159,6 +159,7 @@ impl<R: CubeRuntime> Source<R> {
             along,
             width,
             whole: k.is_multiple_of(GROUP as usize),
+            is_bf16: self.tensor.dtype == DType::BF16,
             tiling,
             arithmetic,
         }

@@ -129,10 +129,10 @@ fn finish_kernel<O: Float, N: Size>(
 /// either way (WGSL) give one of the two neighbours there.
 ///
 /// # Shapes
-/// `sums`: f32 `[m, n]`, row-major and dense. `bias`: f32 `[n]`. Result: `[m, n]`.
+/// `sums`: f32 `[m, n]`. `bias`: f32 `[n]`. Result: `[m, n]`.
 ///
 /// # Panics
-/// If `sums` is not a dense f32 matrix, or a scale or the bias has another dtype or length.
+/// If `sums` is not an f32 matrix, or a scale or the bias has another dtype or length.
 pub fn finish<R: CubeRuntime>(
     sums: CubeTensor<R>,
     scale: Scale<R>,
@@ -141,7 +141,8 @@ pub fn finish<R: CubeRuntime>(
 ) -> CubeTensor<R> {
     let [m, n] = sums.meta.shape().dims();
     assert_eq!(sums.dtype, DType::F32, "the sums of a GEMM are f32");
-    assert!(sums.is_contiguous(), "the sums of a GEMM are row-major");
+    // A product may come with padded rows.
+    let sums = into_contiguous(sums);
     let vector = |name: &str, tensor: CubeTensor<R>, lens: &[usize]| {
         assert_eq!(tensor.dtype, DType::F32, "the {name} of a GEMM is f32");
         let len = tensor.meta.num_elements();

@@ -3,7 +3,8 @@
 //! 1. The ceilings of the card: device copy, and the library's bf16 GEMM.
 //! 2. Quantizing a bf16 tensor of 8192 x 20480, in bytes that have to move over time.
 //! 3. fprop + dgrad + wgrad of `nn::Linear` on `Nvfp4<Autodiff<Cuda>>`, bf16 activations, f32
-//!    weights, under NVIDIA's recipe and in high precision; launches, and the first step of a shape.
+//!    weights, under NVIDIA's recipe and in high precision; launches, and the first step of a
+//!    shape.
 //!
 //! Times are wall-clock over many steps between two waits for the device, so they contain whatever
 //! the host adds. Every figure is the best of three rounds.

@@ -2,7 +2,7 @@
 //! `cpu/`: tiling, staging, register layout, edges, epilogue.
 
 use burn::tensor::backend::Backend;
-use burn::tensor::ops::{FloatTensorOps, IntTensorOps};
+use burn::tensor::ops::FloatTensorOps;
 use burn::tensor::{DType, TensorData};
 use burn_nvfp4::cpu::gemm_f64;
 use burn_nvfp4::format::{BlockScales, BlockShape, Format, PackedMatrix, TensorScale};

@@ -13,7 +13,7 @@ use burn_nvfp4::recipe::{
 use safetensors::Dtype;
 use tests::golden::{Golden, Record, open_directory, te_nvfp4_directory};
 
-use super::{KEY, ROW16, TILE, four_over_six, nvfp4};
+use super::data::{KEY, ROW16, TILE, four_over_six, nvfp4};
 use crate::device::{Device, Runtime, device, download, upload};
 
 #[test]

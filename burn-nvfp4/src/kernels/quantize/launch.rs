@@ -6,9 +6,10 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::ir::features::TypeUsage;
 use cubecl::prelude::*;
 
+use super::memory::Memory;
 use super::{
-    AmaxSource, ArgumentsLaunch, Codes, OutputsLaunch, Plan, Results, Scales, WatchOutputLaunch,
-    quantize_one, quantize_two,
+    AmaxSource, ArgumentsLaunch, Codes, Plan, Results, Scales, WatchOutputLaunch, quantize_one,
+    quantize_two,
 };
 use crate::cpu::Contraction;
 use crate::format::scale::{FP8_Q_MAX, NVFP4_Q_MAX, NVFP4_Q_MAX_256};
@@ -18,10 +19,8 @@ use crate::kernels::arithmetic::Arithmetic;
 use crate::kernels::four_over_six::ErrorRule;
 use crate::kernels::group::{GROUP, Tiling};
 use crate::kernels::philox::KeyWordsLaunch;
-use crate::kernels::source::{
-    Source, TileShape, address_type, array, cubes, empty, optional, vector_width, word,
-};
-use crate::kernels::{DecodedTensor, DeviceScales, PackedTensor};
+use crate::kernels::source::{Source, TileShape, array, cubes, empty, optional, word};
+use crate::kernels::{DecodedTensor, PackedTensor};
 use crate::recipe::{OperandSpec, Rounding, ScaleBound, ScaleRule, SignVector, Transform};
 use crate::rng::RandomKey;
 
@@ -67,7 +66,8 @@ pub enum Packing {
     None,
     /// The one that the GEMM sums over: what FP4 tensor cores read.
     AskedAxis,
-    /// Where one packing serves both axes, the one that is contiguous in memory; else the asked one.
+    /// Where one packing serves both axes, the one that is contiguous in memory; else the asked
+    /// one.
     EitherAxis,
 }
 
@@ -123,22 +123,22 @@ pub fn quantize<R: CubeRuntime>(
 
 /// A job, brought to the source's orientation.
 #[derive(Clone, Copy, Debug)]
-struct Task {
-    job: Job,
+pub(super) struct Task {
+    pub(super) job: Job,
     /// The axis of the source that the GEMM sums over.
-    asked: Contraction,
+    pub(super) asked: Contraction,
     /// The axis of the source that is quantized along.
-    along: Contraction,
-    format: Format,
+    pub(super) along: Contraction,
+    pub(super) format: Format,
     /// Of the packed operand.
-    rows: usize,
-    k: usize,
-    padded_k: usize,
-    codes: Codes,
-    scales: Scales,
-    amax: AmaxSource,
-    signs: Option<u16>,
-    q_max: f32,
+    pub(super) rows: usize,
+    pub(super) k: usize,
+    pub(super) padded_k: usize,
+    pub(super) codes: Codes,
+    pub(super) scales: Scales,
+    pub(super) amax: AmaxSource,
+    pub(super) signs: Option<u16>,
+    pub(super) q_max: f32,
 }
 
 impl Task {
@@ -231,11 +231,11 @@ impl Task {
         }
     }
 
-    fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.rows * self.k == 0
     }
 
-    fn packed(&self) -> bool {
+    pub(super) fn packed(&self) -> bool {
         self.job.packing != Packing::None
     }
 
@@ -260,7 +260,7 @@ impl Task {
     }
 
     /// Rows and length of a block.
-    fn block(&self) -> [usize; 2] {
+    pub(super) fn block(&self) -> [usize; 2] {
         let block = self.format.block_dims();
         [block.rows, block.k.max(GROUP as usize)]
     }
@@ -289,7 +289,7 @@ impl Task {
     }
 
     /// Length of the contraction axis of the decoded operand.
-    fn decoded_k(&self) -> usize {
+    pub(super) fn decoded_k(&self) -> usize {
         // A transform mixes the padding of its last sixteen elements with the others.
         if self.signs.is_some() {
             self.padded_k
@@ -479,159 +479,8 @@ fn run_both<R: CubeRuntime>(
     ]
 }
 
-/// What a job writes.
-#[derive(Debug)]
-struct Memory<R: CubeRuntime> {
-    codes: Option<CubeTensor<R>>,
-    scales: Option<CubeTensor<R>>,
-    decoded: Option<CubeTensor<R>>,
-    amax: Option<CubeTensor<R>>,
-}
-
-impl<R: CubeRuntime> Memory<R> {
-    fn new(source: &Source<R>, task: &Task) -> Self {
-        let Source { tensor, .. } = source;
-        let make = |shape: Vec<usize>, dtype| empty(tensor, Shape::from(shape), dtype);
-        let packed = task.packed();
-        let [block_rows, block_k] = task.block();
-        let blocks = vec![task.rows.div_ceil(block_rows), task.padded_k / block_k];
-        let per_word = 32 / task.format.code_bits();
-        let scales = match task.scales {
-            Scales::Nvfp4 | Scales::FourOverSix(_) | Scales::Mx { .. } => Some(bytes_dtype(tensor)),
-            Scales::Fp8Block => Some(DType::F32),
-            Scales::Fp8Tensor => None,
-        };
-        let decoded = match task.along {
-            Contraction::Columns => vec![task.rows, task.decoded_k()],
-            Contraction::Rows => vec![task.decoded_k(), task.rows],
-        };
-        let has_own_amax = match task.amax {
-            AmaxSource::Partials(_) => packed || task.has_tensor_scale(),
-            AmaxSource::None | AmaxSource::Blocks => packed,
-            AmaxSource::Rows => false,
-        };
-        Self {
-            codes: packed.then(|| make(vec![task.rows, task.padded_k / per_word], DType::U32)),
-            scales: scales.filter(|_| packed).map(|dtype| make(blocks, dtype)),
-            decoded: task.job.decoded.map(|dtype| make(decoded, dtype)),
-            amax: has_own_amax.then(|| make(vec![1], DType::F32)),
-        }
-    }
-
-    fn outputs<S: Numeric, NC: Size, D: Float, ND: Size>(&self) -> OutputsLaunch<S, NC, D, ND, R> {
-        OutputsLaunch::new(
-            optional(self.codes.as_ref()),
-            optional(self.scales.as_ref()),
-            optional(self.decoded.as_ref()),
-            optional(self.amax.as_ref()),
-        )
-    }
-
-    /// Vector widths of codes and decoded values.
-    fn widths(&self, task: &Task, source: &Source<R>) -> [usize; 2] {
-        let codes = match task.codes {
-            Codes::E2m1Nearest | Codes::E2m1Stochastic => 2,
-            Codes::E4m3 => 4,
-        };
-        let decoded = match (&self.decoded, task.along) {
-            (None, _) => 1,
-            (Some(decoded), Contraction::Columns) => {
-                let size = decoded.dtype.size();
-                vector_width(&decoded.client, size, &[task.decoded_k()])
-            }
-            (Some(_), Contraction::Rows) => source.rows_width(),
-        };
-        [codes, decoded]
-    }
-
-    /// Dtypes of scales and decoded values.
-    fn dtypes(&self) -> [DType; 2] {
-        [
-            self.scales
-                .as_ref()
-                .map_or(DType::U32, |scales| scales.dtype),
-            self.decoded
-                .as_ref()
-                .map_or(DType::F32, |decoded| decoded.dtype),
-        ]
-    }
-
-    fn address_type(&self, source: &Source<R>) -> AddressType {
-        let written = [&self.codes, &self.scales, &self.decoded];
-        let tensors = written.into_iter().flatten();
-        let tensors: Vec<_> = tensors.chain([&source.tensor]).collect();
-        address_type(&tensors)
-    }
-
-    fn into_quantized(
-        self,
-        task: &Task,
-        source: &Source<R>,
-        regions: Option<CubeTensor<R>>,
-    ) -> Quantized<R> {
-        let amax = match task.amax {
-            AmaxSource::Rows => regions.or_else(|| {
-                let shape = Shape::new([task.rows]);
-                Some(empty(&source.tensor, shape, DType::F32))
-            }),
-            AmaxSource::None | AmaxSource::Partials(_) | AmaxSource::Blocks => self.amax,
-        };
-        let amax = match amax {
-            Some(_) if task.is_empty() && task.amax != AmaxSource::Rows => {
-                // No kernel ran. The amax of nothing is 0, that of a format without one is 1.
-                let value: f32 = if task.has_tensor_scale() { 0.0 } else { 1.0 };
-                let handle = source.tensor.client.create_from_slice(&value.to_ne_bytes());
-                Some(CubeTensor::new_contiguous(
-                    source.tensor.client.clone(),
-                    source.tensor.device.clone(),
-                    Shape::new([1]),
-                    handle,
-                    DType::F32,
-                ))
-            }
-            amax => amax,
-        };
-        let q_max = if task.has_tensor_scale() {
-            task.q_max
-        } else {
-            1.0
-        };
-        let scales = match (self.scales, task.scales) {
-            (Some(scales), Scales::Fp8Block) => DeviceScales::F32(scales),
-            (Some(scales), _) => DeviceScales::Bytes(scales),
-            (None, _) => DeviceScales::None,
-        };
-        let decoded = self.decoded.map(|values| DecodedTensor {
-            values,
-            along: task.asked,
-            amax: amax.clone().filter(|_| task.has_tensor_scale()),
-            q_max,
-        });
-        let packed = self.codes.map(|codes| PackedTensor {
-            rows: task.rows,
-            k: task.k,
-            padded_k: task.padded_k,
-            format: task.format,
-            codes,
-            scales,
-            amax: amax.expect("a packed operand has an amax"),
-            q_max,
-        });
-        let reading = if task.along == task.asked {
-            Reading::AsPacked
-        } else {
-            Reading::Transposed
-        };
-        Quantized {
-            packed,
-            reading,
-            decoded,
-        }
-    }
-}
-
 impl Task {
-    fn has_tensor_scale(&self) -> bool {
+    pub(super) fn has_tensor_scale(&self) -> bool {
         match self.scales {
             Scales::Nvfp4 | Scales::FourOverSix(_) | Scales::Fp8Tensor => true,
             Scales::Mx { .. } | Scales::Fp8Block => false,
@@ -640,7 +489,7 @@ impl Task {
 }
 
 /// How the device of a tensor stores bytes: as such, or one to a word.
-fn bytes_dtype<R: CubeRuntime>(like: &CubeTensor<R>) -> DType {
+pub(super) fn bytes_dtype<R: CubeRuntime>(like: &CubeTensor<R>) -> DType {
     let usage = like.client.properties().type_usage(DType::U8.into());
     if usage.contains(TypeUsage::Buffer) {
         DType::U8

@@ -1,4 +1,5 @@
-//! What a CUDA device needs, looked for before Burn does: it answers with a panic on another thread.
+//! What a CUDA device needs, looked for before Burn does: it answers with a panic on another
+//! thread.
 
 use std::ffi::c_int;
 use std::path::{Path, PathBuf};

@@ -1,3 +1,5 @@
+//! Layouts, transpositions and attributes of every kind of product, without a device.
+
 use super::*;
 
 const PLAIN: Ends = Ends {

@@ -1,3 +1,5 @@
+//! The documented register layout, held to its tables and to an interpreter.
+
 use super::*;
 
 /// PTX ISA 9.2 §9.7.14.5, multiplicand A: row and `k` of element `a_i` of a lane.

@@ -1,0 +1,161 @@
+//! Codes of a group whose scale is known, and where they go; the twin of `cpu/elements.rs`.
+
+use cubecl::prelude::*;
+
+use super::block_scale::{BlockScale, scale_index};
+use super::{Arguments, Codes, Outputs, Plan, Scales};
+use crate::kernels::e2m1::{
+    decode as decode_e2m1, encode_rne, encode_stochastic, round_rne, saturate,
+};
+use crate::kernels::e4m3::{decode as decode_e4m3, encode as encode_e4m3};
+use crate::kernels::group::{GROUP, Geometry, Place, small};
+use crate::kernels::philox::{RandomBytes, block_bytes, byte};
+use crate::kernels::scale::TensorLevel;
+
+/// Codes of column `w` of a unit, out; its values become decoded if that is wanted.
+#[cube]
+pub(super) fn finish<S: Numeric, NC: Size, D: Float, ND: Size>(
+    values: &mut Array<f32>,
+    scale: BlockScale,
+    here: Place,
+    exists: bool,
+    outputs: &mut Outputs<S, NC, D, ND>,
+    level: &TensorLevel,
+    arguments: &Arguments,
+    #[comptime] w: usize,
+    #[comptime] plan: Plan,
+) {
+    let row = here.row + comptime!(small(w));
+    let index = row as usize * arguments.groups as usize + here.group as usize;
+    let random = if comptime!(plan.codes == Codes::E2m1Stochastic) {
+        block_bytes(&arguments.key, level.amax, u32::cast_from(index))
+    } else {
+        RandomBytes::none()
+    };
+    let mut words = Array::<u32>::new(comptime!(plan.words()));
+    encode_group(
+        values,
+        &mut words,
+        &random,
+        scale,
+        comptime!(w * GROUP as usize),
+        plan,
+    );
+    if comptime!(plan.results.has_packed()) {
+        if exists {
+            let mut codes = Vector::<u32, NC>::empty();
+            #[unroll]
+            for i in 0..comptime!(plan.words()) {
+                codes[i] = words[i];
+            }
+            outputs.codes.as_mut().unwrap()[index] = codes;
+            if comptime!(plan.scales != Scales::Fp8Tensor) {
+                let first_row = row % comptime!(plan.block_rows) == 0;
+                if first_row && here.group % comptime!(plan.block_groups) == 0 {
+                    let index = scale_index(row, here.group, arguments, plan);
+                    let scales = outputs.scales.as_mut().unwrap();
+                    if comptime!(plan.scales == Scales::Fp8Block) {
+                        scales[index] = S::cast_from(scale.decode);
+                    } else {
+                        scales[index] = S::cast_from(scale.byte);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Sixteen codes into words; the values become `code * decode` if that is wanted.
+#[cube]
+pub(super) fn encode_group(
+    values: &mut Array<f32>,
+    words: &mut Array<u32>,
+    random: &RandomBytes,
+    scale: BlockScale,
+    #[comptime] start: usize,
+    #[comptime] plan: Plan,
+) {
+    let arithmetic = comptime!(plan.access.arithmetic);
+    let per_word = comptime!(16 / plan.words());
+    #[unroll]
+    for i in 0..comptime!(plan.words()) {
+        words[i] = 0u32;
+    }
+    #[unroll]
+    for i in 0..16usize {
+        let y = values[start + i] * scale.encode;
+        let shift = comptime!(small(i % per_word * (32 / per_word)));
+        if comptime!(plan.codes == Codes::E2m1Nearest) {
+            if comptime!(plan.results.has_packed()) {
+                words[i / per_word] |= encode_rne(y, arithmetic) << shift;
+            }
+            if comptime!(plan.results.has_decoded()) {
+                values[start + i] = round_rne(saturate(y, arithmetic), arithmetic) * scale.decode;
+            }
+        } else if comptime!(plan.codes == Codes::E2m1Stochastic) {
+            let y = saturate(y, arithmetic);
+            let drawn = byte(random, comptime!(small(i)));
+            let code = encode_stochastic(y, drawn);
+            if comptime!(plan.results.has_packed()) {
+                words[i / per_word] |= code << shift;
+            }
+            if comptime!(plan.results.has_decoded()) {
+                values[start + i] = decode_e2m1(code) * scale.decode;
+            }
+        } else {
+            let code = encode_e4m3(y);
+            if comptime!(plan.results.has_packed()) {
+                words[i / per_word] |= code << shift;
+            }
+            if comptime!(plan.results.has_decoded()) {
+                values[start + i] = decode_e4m3(code) * scale.decode;
+            }
+        }
+    }
+}
+
+/// Writes decoded values where the source has them.
+#[cube]
+pub(super) fn store_decoded<S: Numeric, NC: Size, D: Float, ND: Size>(
+    values: &Array<f32>,
+    here: Place,
+    exists: bool,
+    outputs: &mut Outputs<S, NC, D, ND>,
+    arguments: &Arguments,
+    geometry: &Geometry,
+    #[comptime] plan: Plan,
+) {
+    if comptime!(plan.results.has_decoded()) {
+        let n = ND::value();
+        let first = here.group * GROUP;
+        let decoded = outputs.decoded.as_mut().unwrap();
+        if comptime!(plan.is_along_columns()) {
+            let start = (here.row as usize * arguments.decoded_k as usize + first as usize) / n;
+            #[unroll]
+            for v in 0..comptime!(GROUP as usize / n) {
+                if exists && first + comptime!(small(v * n)) < arguments.decoded_k {
+                    let mut vector = Vector::<D, ND>::empty();
+                    #[unroll]
+                    for i in 0..n {
+                        vector[i] = D::cast_from(values[v * n + i]);
+                    }
+                    decoded[start + v] = vector;
+                }
+            }
+        } else {
+            let stride = geometry.cols as usize / n;
+            let start = first as usize * stride + here.row as usize / n;
+            #[unroll]
+            for i in 0..16usize {
+                if exists && first + comptime!(small(i)) < arguments.decoded_k {
+                    let mut vector = Vector::<D, ND>::empty();
+                    #[unroll]
+                    for w in 0..n {
+                        vector[w] = D::cast_from(values[w * 16 + i]);
+                    }
+                    decoded[start + i * stride] = vector;
+                }
+            }
+        }
+    }
+}

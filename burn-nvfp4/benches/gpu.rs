@@ -54,13 +54,10 @@ impl<B: Backend> Backward<B, 1> for Incoming {
 }
 
 /// A scalar whose gradient with respect to `y` is `dy`, without a pass over either.
-fn with_gradient<B: Backend, C: CheckpointStrategy>(
+fn with_gradient<B: Nvfp4Engine, C: CheckpointStrategy>(
     y: Tensor<Nvfp4<Autodiff<B, C>>, 2>,
     dy: Tensor<Nvfp4<B>, 2>,
-) -> Tensor<Nvfp4<Autodiff<B, C>>, 1>
-where
-    B: Nvfp4Engine,
-{
+) -> Tensor<Nvfp4<Autodiff<B, C>>, 1> {
     let (TensorPrimitive::Float(y), TensorPrimitive::Float(dy)) =
         (y.into_primitive(), dy.into_primitive())
     else {
@@ -286,8 +283,8 @@ fn linear(recipe: Recipe, name: &str, [d_input, d_output]: [usize; 2]) {
     let took = time(10, wait_for_fusion, || drop(step()));
     let flops = 6.0 * (TOKENS * d_input * d_output) as f64 / took.as_secs_f64();
     println!(
-        "{name:<16} {d_input:>5} to {d_output:<5} {:>10.3} ms {:>6.0} TFLOP/s {launches:>4} launches, \
-         first step {:>7.2} s",
+        "{name:<16} {d_input:>5} to {d_output:<5} {:>10.3} ms {:>6.0} TFLOP/s {launches:>4} \
+         launches, first step {:>7.2} s",
         ms(took),
         flops / 1e12,
         first_step.as_secs_f64(),

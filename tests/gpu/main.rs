@@ -6,6 +6,12 @@
     clippy::unwrap_used,
     reason = "helper functions of tests count as tests"
 )]
+#![expect(
+    clippy::wildcard_enum_match_arm,
+    clippy::cast_possible_truncation,
+    reason = "a test chooses its dtypes and sizes itself"
+)]
+#![expect(clippy::print_stdout, reason = "a test that is skipped says why")]
 
 mod device;
 mod turns;

@@ -16,7 +16,7 @@ use burn_std::{Metadata, strides};
 use cubecl::server::ComputeServer;
 
 use super::fusion::Form;
-use super::linear::Use;
+use super::linear::KeptUse;
 use super::{
     DeviceDecoded, DeviceOperand, DevicePacked, DeviceScales, Lifetime, Nvfp4Engine, Operand,
     OperandRequest, Output, PackedLayout, Reading, Support, host, linear,
@@ -100,8 +100,8 @@ where
         let dtype = output.dtype;
         let product = match Sides::new(lhs, rhs) {
             Sides::OnHost => return host::gemm::<Self>(lhs, rhs, bias, output),
-            Sides::Fp4(lhs, rhs) => fp4(lhs, rhs, bias, dtype),
-            Sides::Dense(lhs, rhs) => dense(lhs, rhs, bias, dtype),
+            Sides::Fp4(sides) => fp4(*sides, bias, dtype),
+            Sides::Dense(sides) => dense(*sides, bias, dtype),
         };
         Self::float_reshape(product, output.shape)
     }
@@ -188,21 +188,28 @@ fn decoded_dtype<R: CubeRuntime>(device: &R::Device, spec: &OperandSpec) -> DTyp
 }
 
 /// What a node will keep of a tensor of this shape for `kept`, known before it is made.
-pub(super) fn kept_form<R: CubeRuntime>(device: &R::Device, kept: Use, shape: &Shape) -> Form {
-    if !kept.spec.is_quantized() {
-        return Form::HighPrecision { along: kept.along };
+pub(super) fn kept_form<R: CubeRuntime>(device: &R::Device, kept: KeptUse, shape: &Shape) -> Form {
+    let KeptUse { later, one_packing } = kept;
+    if !later.spec.is_quantized() {
+        return Form::HighPrecision { along: later.along };
     }
-    let either = !reads_packed::<R>(device, &kept.spec) && packs_either_axis(&kept.spec);
-    let (along, reading) = match kept.along {
-        Contraction::Rows if either => (Contraction::Columns, Reading::Transposed),
-        along => (along, Reading::AsPacked),
+    let read_packed = reads_packed::<R>(device, &later.spec);
+    let (along, reading) = match later.along {
+        Contraction::Rows if !read_packed && packs_either_axis(&later.spec) => {
+            (Contraction::Columns, Reading::Transposed)
+        }
+        // Packed along the axis of fprop, which is the other one.
+        along if one_packing && !read_packed && !packs_either_axis(&later.spec) => {
+            (along.other(), Reading::Transposed)
+        }
+        Contraction::Columns | Contraction::Rows => (later.along, Reading::AsPacked),
     };
     let (rows, cols) = host::flat_dims(shape);
     let (rows, k) = match along {
         Contraction::Columns => (rows, cols),
         Contraction::Rows => (cols, rows),
     };
-    let parts = kernels::packed_parts::<R>(&R::client(device), &kept.spec, rows, k);
+    let parts = kernels::packed_parts::<R>(&R::client(device), &later.spec, rows, k);
     Form::Packed {
         layout: PackedLayout {
             rows,
@@ -275,9 +282,9 @@ enum Sides<R: CubeRuntime> {
     /// The portable way.
     OnHost,
     /// Packed, contraction axis last.
-    Fp4(PackedTensor<R>, PackedTensor<R>),
+    Fp4(Box<[PackedTensor<R>; 2]>),
     /// Anything else.
-    Dense(Dense<R>, Dense<R>),
+    Dense(Box<[Dense<R>; 2]>),
 }
 
 /// An operand of a dense GEMM.
@@ -296,9 +303,9 @@ impl<R: CubeRuntime> Sides<R> {
         B: Backend<FloatTensorPrimitive = CubeTensor<R>, IntTensorPrimitive = CubeTensor<R>>,
     {
         match (packed_only(lhs), packed_only(rhs)) {
-            (Some(lhs), Some(rhs)) => Self::Fp4(packed_tensor(lhs), packed_tensor(rhs)),
+            (Some(lhs), Some(rhs)) => Self::Fp4(Box::new([packed_tensor(lhs), packed_tensor(rhs)])),
             _ => match (Dense::new(lhs), Dense::new(rhs)) {
-                (Some(lhs), Some(rhs)) => Self::Dense(lhs, rhs),
+                (Some(lhs), Some(rhs)) => Self::Dense(Box::new([lhs, rhs])),
                 _ => Self::OnHost,
             },
         }
@@ -420,8 +427,7 @@ fn decoded_dtype_of<R: CubeRuntime>(
 
 /// A GEMM of packed operands on FP4 tensor cores.
 fn fp4<R: CubeRuntime>(
-    lhs: PackedTensor<R>,
-    rhs: PackedTensor<R>,
+    [lhs, rhs]: [PackedTensor<R>; 2],
     bias: Option<CubeTensor<R>>,
     out: DType,
 ) -> CubeTensor<R> {
@@ -431,8 +437,7 @@ fn fp4<R: CubeRuntime>(
 
 /// A GEMM of dense operands, tensor scales after it.
 fn dense<R: CubeRuntime>(
-    lhs: Dense<R>,
-    rhs: Dense<R>,
+    [lhs, rhs]: [Dense<R>; 2],
     bias: Option<CubeTensor<R>>,
     out: DType,
 ) -> CubeTensor<R> {

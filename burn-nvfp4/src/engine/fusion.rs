@@ -17,7 +17,7 @@ use burn_ir::{CustomOpIr, HandleContainer, OperationIr, TensorIr};
 use cubecl::server::ComputeServer;
 
 use super::cube::kept_form;
-use super::linear::{self, KeptUses};
+use super::linear::{self, KeptUse, KeptUses};
 use super::{
     DeviceOperand, DevicePacked, DeviceScales, Kept, Like, Nvfp4Engine, Operand, PackedLayout,
     Reading, Support, Wanted,
@@ -56,10 +56,10 @@ where
         let mut y_shape = x.shape();
         let last = y_shape.num_dims() - 1;
         y_shape[last] = weight.shape()[1];
-        let form = |uses: Option<linear::Use>, tensor: &FloatTensor<Self>| {
+        let form = |uses: Option<KeptUse>, tensor: &FloatTensor<Self>| {
             uses.map(|kept| kept_form::<R>(&device, kept, &tensor.shape()))
         };
-        let uses = KeptUses::new(plan, wanted);
+        let uses = KeptUses::new::<Self>(plan, wanted, &device);
         let forms = [form(uses.weight, &weight), form(uses.x, &x)];
         let mut outputs = vec![(y_shape, x.dtype())];
         outputs.extend(forms.iter().flatten().flat_map(Form::outputs));
@@ -295,6 +295,10 @@ fn record<B: FusionBackend>(
 
 /// A kept operand without its tensors: all that is known when the operation is recorded.
 #[derive(Clone, Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "two exist for as long as an operation is recorded"
+)]
 pub(super) enum Form {
     /// The tensor itself.
     HighPrecision { along: Contraction },

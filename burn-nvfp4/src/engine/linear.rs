@@ -79,26 +79,10 @@ pub(crate) fn fprop<B: Nvfp4Engine>(
     let rank = shape.num_dims();
     shape[rank - 1] = weight.shape()[1];
 
-    let kept = KeptUses::new(plan, wanted);
-    let lhs = Shared::new(
-        x.clone(),
-        Use {
-            spec: recipe.fprop.lhs,
-            along: Contraction::Columns,
-            operand: "fprop.lhs",
-        },
-        kept.x,
-    );
-    let rhs = Shared::new(
-        weight.clone(),
-        Use {
-            spec: recipe.fprop.rhs,
-            along: Contraction::Rows,
-            operand: "fprop.rhs",
-        },
-        kept.weight,
-    );
     let device = B::float_device(&x);
+    let kept = KeptUses::new::<B>(plan, wanted, &device);
+    let lhs = Shared::new(x.clone(), fprop_x_use(plan), kept.x);
+    let rhs = Shared::new(weight.clone(), fprop_weight_use(plan), kept.weight);
     if !recipe.fprop.is_quantized() && !B::has_own_gemm(&device) {
         let dtype = x.dtype();
         let y = B::linear(
@@ -301,17 +285,42 @@ pub(super) struct Use {
     operand: &'static str,
 }
 
-/// How backward will read what forward keeps.
+/// How backward will read what forward keeps of a tensor.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct KeptUse {
+    pub(super) later: Use,
+    /// What fprop packs for itself is kept.
+    pub(super) one_packing: bool,
+}
+
+impl KeptUse {
+    fn new<B: Nvfp4Engine>(now: Use, later: Use, device: &Device<B>) -> Self {
+        let one_packing =
+            later.spec == now.spec && now.spec.is_transposable() && B::packs_for_both_axes(device);
+        Self { later, one_packing }
+    }
+}
+
+/// What forward keeps.
 pub(super) struct KeptUses {
-    pub(super) weight: Option<Use>,
-    pub(super) x: Option<Use>,
+    pub(super) weight: Option<KeptUse>,
+    pub(super) x: Option<KeptUse>,
 }
 
 impl KeptUses {
-    pub(super) fn new(plan: &LinearPlan, wanted: Wanted) -> Self {
+    pub(super) fn new<B: Nvfp4Engine>(
+        plan: &LinearPlan,
+        wanted: Wanted,
+        device: &Device<B>,
+    ) -> Self {
+        let kept = |now, later| KeptUse::new::<B>(now, later, device);
         Self {
-            weight: wanted.weight().then(|| dgrad_weight_use(plan)),
-            x: wanted.x().then(|| wgrad_x_use(plan)),
+            weight: wanted
+                .weight()
+                .then(|| kept(fprop_weight_use(plan), dgrad_weight_use(plan))),
+            x: wanted
+                .x()
+                .then(|| kept(fprop_x_use(plan), wgrad_x_use(plan))),
         }
     }
 }
@@ -341,6 +350,22 @@ impl Use {
         lifetime: Lifetime,
     ) -> Operand<B> {
         B::quantize_operand(x, &self.request(plan, stream, lifetime))
+    }
+}
+
+fn fprop_x_use(plan: &LinearPlan) -> Use {
+    Use {
+        spec: plan.recipe.fprop.lhs,
+        along: Contraction::Columns,
+        operand: "fprop.lhs",
+    }
+}
+
+fn fprop_weight_use(plan: &LinearPlan) -> Use {
+    Use {
+        spec: plan.recipe.fprop.rhs,
+        along: Contraction::Rows,
+        operand: "fprop.rhs",
     }
 }
 
@@ -380,26 +405,23 @@ fn wgrad_use(plan: &LinearPlan) -> Use {
 struct Shared<B: Backend> {
     tensor: FloatTensor<B>,
     now: Use,
-    later: Option<Use>,
+    kept: Option<KeptUse>,
 }
 
 impl<B: Nvfp4Engine> Shared<B> {
-    fn new(tensor: FloatTensor<B>, now: Use, later: Option<Use>) -> Self {
-        Self { tensor, now, later }
+    fn new(tensor: FloatTensor<B>, now: Use, kept: Option<KeptUse>) -> Self {
+        Self { tensor, now, kept }
     }
 
     /// The operand of fprop, and what backward needs.
     fn quantize(self, plan: &LinearPlan) -> (Operand<B>, Option<Operand<B>>) {
-        let Self { tensor, now, later } = self;
-        let Some(later) = later else {
+        let Self { tensor, now, kept } = self;
+        let Some(KeptUse { later, one_packing }) = kept else {
             return (
                 now.quantize::<B>(tensor, plan, FPROP, Lifetime::OneGemm),
                 None,
             );
         };
-        let one_packing = later.spec == now.spec
-            && now.spec.is_transposable()
-            && B::packs_for_both_axes(&B::float_device(&tensor));
         if one_packing {
             let packed = now.quantize::<B>(tensor, plan, FPROP, Lifetime::NowAndKept);
             let kept = packed.transposed().into_kept();
@@ -415,7 +437,7 @@ impl<B: Nvfp4Engine> Shared<B> {
 
     /// What backward needs, where fprop reads the tensor itself.
     fn later(self, plan: &LinearPlan) -> Option<Operand<B>> {
-        let later = self.later?;
+        let later = self.kept?.later;
         Some(later.quantize::<B>(self.tensor, plan, KEPT, Lifetime::Kept))
     }
 }

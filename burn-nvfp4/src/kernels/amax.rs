@@ -122,7 +122,7 @@ fn walk_tile<F: Float, N: Size>(
                     &mut values,
                     start,
                     signs,
-                    comptime!(walk.access.is_bf16),
+                    comptime!(walk.access.elements),
                     arithmetic,
                 );
                 let amax = group_amax(&values, start, arithmetic);

@@ -39,6 +39,15 @@ pub(super) struct Tiling {
     pub(super) cols: u32,
 }
 
+/// What the elements of a source are, as far as it saves work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Elements {
+    /// They need no rounding to bf16.
+    Bf16,
+    /// They do.
+    Wider,
+}
+
 /// How one job reads its source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Access {
@@ -48,8 +57,7 @@ pub(super) struct Access {
     pub(super) width: u32,
     /// The contraction axis is a multiple of sixteen long.
     pub(super) whole: bool,
-    /// The elements are bf16.
-    pub(super) is_bf16: bool,
+    pub(super) elements: Elements,
     pub(super) tiling: Tiling,
     pub(super) arithmetic: Arithmetic,
 }

@@ -5,22 +5,23 @@ use cubecl::prelude::*;
 use half::bf16;
 
 use super::arithmetic::{Arithmetic, INFINITY, MAGNITUDE};
+use super::group::Elements;
 
 /// Transforms `values[start..start + 16]`, which stay in registers: every index is comptime.
 ///
-/// Bit `i` of `signs` flips element `i`; `is_bf16` says that the values need no rounding first.
+/// Bit `i` of `signs` flips element `i`; `elements` says whether they need rounding first.
 #[cube]
 pub(super) fn transform(
     values: &mut Array<f32>,
     #[comptime] start: usize,
     #[comptime] signs: u16,
-    #[comptime] is_bf16: bool,
+    #[comptime] elements: Elements,
     #[comptime] arithmetic: Arithmetic,
 ) {
     #[unroll]
     for i in 0..16usize {
         let value = values[start + i];
-        let rounded = if comptime!(is_bf16) {
+        let rounded = if comptime!(elements == Elements::Bf16) {
             value
         } else {
             round_to_bf16(value, arithmetic)

@@ -422,7 +422,7 @@ fn quantize_tile<F: Float, N: Size, S: Numeric, NC: Size, D: Float, ND: Size>(
                     &mut values,
                     start,
                     signs,
-                    comptime!(plan.access.is_bf16),
+                    comptime!(plan.access.elements),
                     arithmetic,
                 );
             }

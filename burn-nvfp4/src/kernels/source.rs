@@ -9,7 +9,7 @@ use cubecl::client::ComputeClient;
 use cubecl::ir::AddressType;
 use cubecl::prelude::*;
 
-use super::group::{Access, GROUP, GeometryLaunch, Tiling};
+use super::group::{Access, Elements, GROUP, GeometryLaunch, Tiling};
 use crate::cpu::Contraction;
 
 /// Units of a cube: sixteen rows of sixteen groups.
@@ -159,7 +159,11 @@ impl<R: CubeRuntime> Source<R> {
             along,
             width,
             whole: k.is_multiple_of(GROUP as usize),
-            is_bf16: self.tensor.dtype == DType::BF16,
+            elements: if self.tensor.dtype == DType::BF16 {
+                Elements::Bf16
+            } else {
+                Elements::Wider
+            },
             tiling,
             arithmetic,
         }

@@ -1,5 +1,5 @@
-//! From the amaxes of groups to the scales of blocks; the twin of `cpu/block_scale.rs` (numerics §2,
-//! §3, §6, §7).
+//! From the amaxes of groups to the scales of blocks; the twin of `cpu/block_scale.rs` (numerics
+//! §2, §3, §6, §7).
 //!
 //! A block larger than a group has its members in several units, which meet in shared memory.
 

@@ -42,8 +42,8 @@ pub(super) fn check(index: usize) -> Result<(), String> {
     let toolkit = toolkit();
     if !toolkit.join("include").is_dir() {
         return Err(format!(
-            "--backend cuda: CUDA's headers are missing: there is no {}; CUDA_PATH names the folder \
-             of the toolkit",
+            "--backend cuda: CUDA's headers are missing: there is no {}; CUDA_PATH names the \
+             folder of the toolkit",
             toolkit.join("include").display()
         ));
     }

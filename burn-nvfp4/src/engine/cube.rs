@@ -99,7 +99,11 @@ where
         let bias = bias.map(|bias| linear::cast::<Self>(bias, DType::F32));
         let dtype = output.dtype;
         let product = match Sides::new(lhs, rhs) {
-            Sides::OnHost => return host::gemm::<Self>(lhs, rhs, bias, output),
+            Sides::Empty => {
+                // Rows of nothing, or sums over nothing.
+                let zeros = vec![0.0; output.shape.num_elements()];
+                return Self::from_values(zeros, output.shape, dtype, output.device);
+            }
             Sides::Fp4(sides) => fp4(*sides, bias, dtype),
             Sides::Dense(sides) => dense(*sides, bias, dtype),
         };
@@ -279,8 +283,8 @@ where
 
 /// The two operands, as the routine that fits both reads them.
 enum Sides<R: CubeRuntime> {
-    /// The portable way.
-    OnHost,
+    /// One of them has no elements.
+    Empty,
     /// Packed, contraction axis last.
     Fp4(Box<[PackedTensor<R>; 2]>),
     /// Anything else.
@@ -306,7 +310,7 @@ impl<R: CubeRuntime> Sides<R> {
             (Some(lhs), Some(rhs)) => Self::Fp4(Box::new([packed_tensor(lhs), packed_tensor(rhs)])),
             _ => match (Dense::new(lhs), Dense::new(rhs)) {
                 (Some(lhs), Some(rhs)) => Self::Dense(Box::new([lhs, rhs])),
-                _ => Self::OnHost,
+                _ => Self::Empty,
             },
         }
     }
@@ -336,7 +340,7 @@ where
 }
 
 impl<R: CubeRuntime> Dense<R> {
-    /// `None` if the operand lies in host memory.
+    /// `None` if the operand has no elements, and so no memory on the device.
     fn new<B>(operand: &Operand<B>) -> Option<Self>
     where
         B: Backend<FloatTensorPrimitive = CubeTensor<R>, IntTensorPrimitive = CubeTensor<R>>,

@@ -33,29 +33,42 @@ fn magic(y: f32) -> u32 {
 /// 2^23: from here on the numbers are the integers, and addition rounds to them.
 const INTEGERS: f32 = 8_388_608.0;
 
-/// The nearest code of any number, ties to the even code; 7 for NaN.
+/// The nearest code of any number without its sign, ties to the even code, as the lowest bits of
+/// 2^23 plus it; 7 for NaN.
 ///
 /// The grid has step 1/2 up to 2, step 1 up to 4 and step 2 beyond. Rounding to each of the three
 /// steps everywhere, and counting from the code at which it begins, gives three candidates of which
 /// the smallest is the code: below its range a coarser step counts from too high, above its range a
 /// finer one counts too fast. Additions do the rounding, so most of this is no integer work.
 #[cube]
-pub(super) fn encode_rne(y: f32, #[comptime] arithmetic: Arithmetic) -> u32 {
+pub(super) fn nearest_steps(y: f32) -> u32 {
     let halves = u32::reinterpret(f32::abs(y + y) + INTEGERS);
     let ones = u32::reinterpret(f32::abs(y) + comptime!(INTEGERS + 2.0));
     let twos = u32::reinterpret(f32::abs(y * 0.5f32) + comptime!(INTEGERS + 4.0));
     // As integers: NaN is the largest of them. The last is code 7.
-    let code = u32::min(u32::min(halves, ones), u32::min(twos, 0x4B00_0007u32));
-    (code & 7u32) | sign(y, arithmetic)
+    u32::min(u32::min(halves, ones), u32::min(twos, 0x4B00_0007u32))
 }
 
-/// Bit 3 of a code: set for negatives and -0, not for NaN.
+/// What eight [`nearest_steps`], each shifted to its place in a word, contain besides codes.
+pub(super) const STEPS_OF_A_WORD: u32 = 0xFB00_0000;
+
+/// The nearest code.
 #[cube]
-fn sign(y: f32, #[comptime] arithmetic: Arithmetic) -> u32 {
+fn encode_rne(y: f32, #[comptime] arithmetic: Arithmetic) -> u32 {
+    (nearest_steps(y) & 7u32) | sign_at(y, 0u32, arithmetic)
+}
+
+/// The sign bit of the code at bit `shift` of a word: set for negatives and -0, not for NaN.
+#[cube]
+pub(super) fn sign_at(y: f32, #[comptime] shift: u32, #[comptime] arithmetic: Arithmetic) -> u32 {
     let bits = u32::reinterpret(y);
-    // An IEEE device makes a NaN that it computes positive.
-    let is_nan = comptime!(arithmetic == Arithmetic::Portable) && (bits & MAGNITUDE) > INFINITY;
-    select(is_nan, 0u32, (bits >> 28u32) & 8u32)
+    let sign = (bits >> comptime!(28u32 - shift)) & comptime!(8u32 << shift);
+    if comptime!(arithmetic == Arithmetic::Ieee) {
+        // The device makes a NaN that it computes positive.
+        sign
+    } else {
+        select((bits & MAGNITUDE) > INFINITY, 0u32, sign)
+    }
 }
 
 /// `decode(encode_rne(y))`.

@@ -231,7 +231,8 @@ fn quantize_one<F: Float, N: Size, S: Numeric, NC: Size, D: Float, ND: Size>(
             &mut shared,
             &level,
             &arguments,
-            tile,
+            // Backwards: what the amax launch read last is still in the cache.
+            geometry.tiles - 1u32 - tile,
             &geometry,
             plan,
         );
@@ -287,6 +288,8 @@ fn quantize_two<
     report(partials, &arguments_a, watch, &mut shared, units);
     let mut tile = u32::cast_from(CUBE_POS);
     while tile < geometry_a.tiles {
+        // Backwards, as with one job.
+        let here = geometry_a.tiles - 1u32 - tile;
         quantize_tile::<F, NA, SA, NCA, DA, NDA>(
             source_a,
             regions_a,
@@ -294,7 +297,7 @@ fn quantize_two<
             &mut shared,
             &level_a,
             &arguments_a,
-            tile,
+            here,
             &geometry_a,
             plan_a,
         );
@@ -305,7 +308,7 @@ fn quantize_two<
             &mut shared,
             &level_b,
             &arguments_b,
-            tile,
+            here,
             &geometry_b,
             plan_b,
         );

@@ -4,8 +4,10 @@ use cubecl::prelude::*;
 
 use super::block_scale::{BlockScale, scale_index};
 use super::{Arguments, Codes, Outputs, Plan, Scales};
+use crate::kernels::arithmetic::Arithmetic;
 use crate::kernels::e2m1::{
-    decode as decode_e2m1, encode_rne, encode_stochastic, round_rne, saturate,
+    STEPS_OF_A_WORD, decode as decode_e2m1, encode_stochastic, nearest_steps, round_rne, saturate,
+    sign_at,
 };
 use crate::kernels::e4m3::{decode as decode_e4m3, encode as encode_e4m3};
 use crate::kernels::group::{GROUP, Geometry, Place, small};
@@ -77,17 +79,27 @@ pub(super) fn encode_group(
 ) {
     let arithmetic = comptime!(plan.access.arithmetic);
     let per_word = comptime!(16 / plan.words());
+    let mut signs = Array::<u32>::new(comptime!(plan.words()));
     #[unroll]
     for i in 0..comptime!(plan.words()) {
         words[i] = 0u32;
+        signs[i] = 0u32;
     }
     #[unroll]
     for i in 0..16usize {
         let y = values[start + i] * scale.encode;
         let shift = comptime!(small(i % per_word * (32 / per_word)));
         if comptime!(plan.codes == Codes::E2m1Nearest) {
+            // Through integers, where a compiler may rewrite sums of products: `x e + x e` is not
+            // `x (2 e)` if `2 e` overflows.
+            let y = if comptime!(arithmetic == Arithmetic::Portable) {
+                saturate(y, arithmetic)
+            } else {
+                y
+            };
             if comptime!(plan.results.has_packed()) {
-                words[i / per_word] |= encode_rne(y, arithmetic) << shift;
+                words[i / per_word] += nearest_steps(y) << shift;
+                signs[i / per_word] |= sign_at(y, shift, arithmetic);
             }
             if comptime!(plan.results.has_decoded()) {
                 values[start + i] = round_rne(saturate(y, arithmetic), arithmetic) * scale.decode;
@@ -110,6 +122,12 @@ pub(super) fn encode_group(
             if comptime!(plan.results.has_decoded()) {
                 values[start + i] = decode_e4m3(code) * scale.decode;
             }
+        }
+    }
+    if comptime!(plan.codes == Codes::E2m1Nearest && plan.results.has_packed()) {
+        #[unroll]
+        for i in 0..comptime!(plan.words()) {
+            words[i] = (words[i] - STEPS_OF_A_WORD) | signs[i];
         }
     }
 }

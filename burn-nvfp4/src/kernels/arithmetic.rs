@@ -2,7 +2,7 @@
 //!
 //! CUDA and HIP divide correctly rounded, keep subnormals, and return the number if one operand of
 //! `min` or `max` is NaN. WGSL promises none of the three: its division is off by up to 2.5 ULP.
-//! [`Arithmetic`] is a comptime choice between the device's own operation and one made of integer
+//! `Arithmetic` is a comptime choice between the device's own operation and one made of integer
 //! operations, whose bits no device can change. Every function here gives the same bits either way.
 //!
 //! What is still asked of a device that is not IEEE: that a single f32 addition, subtraction or

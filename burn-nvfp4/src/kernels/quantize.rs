@@ -1,6 +1,6 @@
 //! Quantizing a tensor for one GEMM or two; the twin of `cpu/quantize.rs` (numerics §2 to §7).
 //!
-//! 1. One launch takes every tensor amax that the jobs need: partial maxima, see [`amax`].
+//! 1. One launch takes every tensor amax that the jobs need: partial maxima, see `amax`.
 //! 2. One launch does the rest. Each cube reduces the partial maxima once and then walks over
 //!    tiles of the source: load a group of sixteen, transform it, block amax and scale, codes, and
 //!    out, packed or decoded or both. With two jobs the same cube does both on a tile, so that the

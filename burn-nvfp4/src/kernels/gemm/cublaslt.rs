@@ -1,7 +1,7 @@
 //! GEMMs by NVIDIA's cuBLASLt, in the order of CubeCL's own kernels.
 //!
 //! The library is looked for when the program runs; [`probe`] says what is there, without a panic
-//! if nothing is. [`gemm`] multiplies bf16, f16 and f32 operands with f32 sums, [`gemm_fp4`] packed
+//! if nothing is. [`gemm()`] multiplies bf16, f16 and f32 operands with f32 sums, [`gemm_fp4`] packed
 //! NVFP4 operands on devices that have FP4 tensor cores. Both return as soon as the product is
 //! enqueued, except for the first product of a kind, which times a few algorithms ([`chosen`]).
 //!
@@ -147,7 +147,7 @@ pub fn gemm(problem: Problem<CudaRuntime>) -> Result<Tensor, Unavailable> {
 /// would take a 16-bit one only. The block scales are swizzled by a kernel per operand.
 ///
 /// # Errors
-/// As [`gemm`], and [`Unavailable::NoFp4`], [`Unavailable::NoFp4Library`],
+/// As [`gemm()`], and [`Unavailable::NoFp4`], [`Unavailable::NoFp4Library`],
 /// [`Unavailable::NotNvfp4`], [`Unavailable::Fp4Contraction`], [`Unavailable::Fp4Alignment`]: the
 /// padded `k` has to be a multiple of 32, and `n` of 8 for 16-bit and of 4 for f32 results.
 pub fn gemm_fp4(

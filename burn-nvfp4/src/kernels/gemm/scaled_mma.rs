@@ -179,7 +179,7 @@ fn choose<R: Runtime>(
         })
 }
 
-/// The arguments of [`gemm`], for those who choose the tiling as well.
+/// The arguments of [`gemm()`], for those who choose the tiling as well.
 #[derive(Clone, Copy, Debug)]
 pub struct ScaledGemm<'a, R: CubeRuntime> {
     /// `A [m, k]`.
@@ -198,7 +198,7 @@ impl<R: CubeRuntime> ScaledGemm<'_, R> {
     /// Runs the GEMM with a given tiling.
     ///
     /// # Errors
-    /// As [`gemm`].
+    /// As [`gemm()`].
     pub fn launch(&self, mma: Mma, tiling: Tiling) -> Result<CubeTensor<R>, ScaledMmaError> {
         self.validate(mma)?;
         let client = &self.lhs.codes.client;

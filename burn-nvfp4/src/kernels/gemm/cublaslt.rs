@@ -1,9 +1,9 @@
 //! GEMMs by NVIDIA's cuBLASLt, in the order of CubeCL's own kernels.
 //!
 //! The library is looked for when the program runs; [`probe`] says what is there, without a panic
-//! if nothing is. [`gemm()`] multiplies bf16, f16 and f32 operands with f32 sums, [`gemm_fp4`] packed
-//! NVFP4 operands on devices that have FP4 tensor cores. Both return as soon as the product is
-//! enqueued, except for the first product of a kind, which times a few algorithms ([`chosen`]).
+//! if nothing is. [`gemm()`] multiplies bf16, f16 and f32 operands with f32 sums, [`gemm_fp4`]
+//! packed NVFP4 operands on devices that have FP4 tensor cores. Both return as soon as the product
+//! is enqueued, except for the first product of a kind, which times a few algorithms ([`chosen`]).
 //!
 //! 1. [`plan`]: which product is asked for, as plain data.
 //! 2. `submit`: on to the device's own thread, which only the first product of a kind waits for.

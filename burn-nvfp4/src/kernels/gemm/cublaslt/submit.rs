@@ -41,8 +41,8 @@ pub fn chosen() -> Vec<ChosenAlgorithm> {
 
 /// Takes the first failure of a product whose result had already been handed out, if there is one.
 ///
-/// [`gemm()`](super::gemm) and [`gemm_fp4`](super::gemm_fp4) do this too. For the end of a run: call
-/// it after a synchronisation.
+/// [`gemm()`](super::gemm) and [`gemm_fp4`](super::gemm_fp4) do this too. For the end of a run:
+/// call it after a synchronisation.
 ///
 /// # Errors
 /// [`Unavailable::Lost`].

@@ -22,6 +22,7 @@ use super::{
     OperandRequest, Output, PackedLayout, Reading, Support, host, linear,
 };
 use crate::cpu::Contraction;
+use crate::format::Format;
 use crate::kernels::gemm::routine::{DenseRoutine, Fp4Routine, routines};
 use crate::kernels::gemm::{self, Problem, Scale, epilogue};
 use crate::kernels::quantize::{Job, Packing, Quantized, alpha, packs_either_axis, quantize};
@@ -128,8 +129,10 @@ where
 fn job<R: CubeRuntime>(device: &R::Device, request: &OperandRequest<'_>) -> Job {
     let spec = request.spec;
     let native = reads_packed::<R>(device, &spec);
-    let decoded =
-        (!native && request.lifetime != Lifetime::Kept).then(|| decoded_dtype::<R>(device, &spec));
+    let decoded = (!native && request.lifetime != Lifetime::Kept).then(|| {
+        let f32_scales = matches!(spec, OperandSpec::Fp8 { .. });
+        decoded_dtype::<R>(device, f32_scales)
+    });
     let packing = match request.lifetime {
         _ if native => Packing::AskedAxis,
         Lifetime::OneGemm => Packing::None,
@@ -181,10 +184,9 @@ fn is_native(spec: &OperandSpec) -> bool {
     )
 }
 
-/// The narrowest dtype of the device in which code times block scale is exact.
-fn decoded_dtype<R: CubeRuntime>(device: &R::Device, spec: &OperandSpec) -> DType {
-    let exact = !matches!(spec, OperandSpec::Fp8 { .. });
-    if exact && kernels::stores::<R>(&R::client(device), DType::BF16) {
+/// The narrowest dtype of the device in which code times block scale is exact: f32 scales need f32.
+fn decoded_dtype<R: CubeRuntime>(device: &R::Device, f32_scales: bool) -> DType {
+    if !f32_scales && kernels::stores::<R>(&R::client(device), DType::BF16) {
         DType::BF16
     } else {
         DType::F32
@@ -327,7 +329,7 @@ where
             packed: Some(packed),
             decoded: None,
         }) => {
-            let nvfp4 = matches!(packed.layout.format, crate::format::Format::Nvfp4 { .. });
+            let nvfp4 = matches!(packed.layout.format, Format::Nvfp4 { .. });
             let fp4 = routines::<R>(&packed.amax.device).fp4.routine != Fp4Routine::Emulated;
             let one_scale = packed.amax.meta.num_elements() == 1;
             (nvfp4 && fp4 && one_scale && packed.reading == Reading::AsPacked).then_some(packed)
@@ -372,7 +374,8 @@ impl<R: CubeRuntime> Dense<R> {
                 ..
             }) => {
                 let device = &packed.amax.device;
-                let dtype = decoded_dtype_of::<R>(device, packed);
+                let f32_scales = matches!(packed.layout.format, Format::Fp8 { .. });
+                let dtype = decoded_dtype::<R>(device, f32_scales);
                 let mut decoded = dequantize::decode(&packed_tensor(packed), dtype);
                 let PackedLayout {
                     rows, k, padded_k, ..
@@ -413,19 +416,6 @@ impl<R: CubeRuntime> Dense<R> {
             self.values = burn_cubecl::kernel::cast(self.values, dtype);
         }
         self
-    }
-}
-
-/// As [`decoded_dtype`], from what is packed.
-fn decoded_dtype_of<R: CubeRuntime>(
-    device: &R::Device,
-    packed: &DevicePacked<impl Backend>,
-) -> DType {
-    let exact = !matches!(packed.layout.format, crate::format::Format::Fp8 { .. });
-    if exact && kernels::stores::<R>(&R::client(device), DType::BF16) {
-        DType::BF16
-    } else {
-        DType::F32
     }
 }
 

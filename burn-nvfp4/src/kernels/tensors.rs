@@ -123,14 +123,7 @@ pub fn packed_parts<R: CubeRuntime>(
     let padded_k = layout.padded_k.next_multiple_of(16);
     let scales = Shape::new([rows.div_ceil(block.rows), padded_k / block.k.max(1)]);
     let scales = match format {
-        Format::Nvfp4 { .. } | Format::Mxfp4 | Format::Mxfp8 => {
-            let bytes = if stores_bytes(client) {
-                DType::U8
-            } else {
-                DType::U32
-            };
-            Some((scales, bytes))
-        }
+        Format::Nvfp4 { .. } | Format::Mxfp4 | Format::Mxfp8 => Some((scales, bytes_dtype(client))),
         Format::Fp8 {
             scaling: crate::format::Fp8Scaling::Tensor,
         } => None,
@@ -148,8 +141,12 @@ pub fn packed_parts<R: CubeRuntime>(
     }
 }
 
-/// True if the device has buffers of bytes; WGSL has none.
-pub(super) fn stores_bytes<R: CubeRuntime>(client: &ComputeClient<R>) -> bool {
+/// How a device stores bytes: as such, or one to a word, since WGSL has none.
+pub(super) fn bytes_dtype<R: CubeRuntime>(client: &ComputeClient<R>) -> DType {
     let usage = client.properties().type_usage(DType::U8.into());
-    usage.contains(TypeUsage::Buffer)
+    if usage.contains(TypeUsage::Buffer) {
+        DType::U8
+    } else {
+        DType::U32
+    }
 }

@@ -3,7 +3,6 @@
 use burn_backend::{DType, Shape};
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::tensor::CubeTensor;
-use cubecl::ir::features::TypeUsage;
 use cubecl::prelude::*;
 
 use super::memory::Memory;
@@ -485,16 +484,6 @@ impl Task {
             Scales::Nvfp4 | Scales::FourOverSix(_) | Scales::Fp8Tensor => true,
             Scales::Mx { .. } | Scales::Fp8Block => false,
         }
-    }
-}
-
-/// How the device of a tensor stores bytes: as such, or one to a word.
-pub(super) fn bytes_dtype<R: CubeRuntime>(like: &CubeTensor<R>) -> DType {
-    let usage = like.client.properties().type_usage(DType::U8.into());
-    if usage.contains(TypeUsage::Buffer) {
-        DType::U8
-    } else {
-        DType::U32
     }
 }
 

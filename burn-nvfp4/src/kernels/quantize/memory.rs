@@ -5,12 +5,14 @@ use burn_cubecl::CubeRuntime;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
-use super::launch::{Quantized, Task, bytes_dtype};
+use super::launch::{Quantized, Task};
 use super::{AmaxSource, Codes, OutputsLaunch, Scales};
 use crate::cpu::Contraction;
 use crate::format::Reading;
 use crate::kernels::source::{Source, address_type, empty, optional, vector_width};
+use crate::kernels::tensors::bytes_dtype;
 use crate::kernels::{DecodedTensor, DeviceScales, PackedTensor};
+
 /// What a job writes.
 #[derive(Debug)]
 pub(super) struct Memory<R: CubeRuntime> {
@@ -29,7 +31,9 @@ impl<R: CubeRuntime> Memory<R> {
         let blocks = vec![task.rows.div_ceil(block_rows), task.padded_k / block_k];
         let per_word = 32 / task.format.code_bits();
         let scales = match task.scales {
-            Scales::Nvfp4 | Scales::FourOverSix(_) | Scales::Mx { .. } => Some(bytes_dtype(tensor)),
+            Scales::Nvfp4 | Scales::FourOverSix(_) | Scales::Mx { .. } => {
+                Some(bytes_dtype(&tensor.client))
+            }
             Scales::Fp8Block => Some(DType::F32),
             Scales::Fp8Tensor => None,
         };

@@ -83,6 +83,16 @@ pub trait Nvfp4Engine: Backend {
             .collect()
     }
 
+    /// Quantizes operands of one tensor, the first of them for a GEMM whose other operand is there
+    /// already: a backend may then make what belongs to both.
+    fn quantize_operands_for(
+        x: FloatTensor<Self>,
+        requests: &[OperandRequest<'_>],
+        _other: Option<&Operand<Self>>,
+    ) -> Vec<Operand<Self>> {
+        Self::quantize_operands(x, requests)
+    }
+
     /// True if one packing of a transposable operand serves a GEMM along either axis. Tensor cores
     /// that read packed operands want the contraction axis last, so there each axis has its own.
     fn packs_for_both_axes(_device: &Device<Self>) -> bool {

@@ -14,8 +14,10 @@ mod scale;
 pub mod philox;
 mod hadamard;
 mod group;
+mod pairs;
 mod source;
 mod tensors;
+pub mod alpha;
 mod amax;
 mod four_over_six;
 pub mod quantize;
@@ -32,7 +34,8 @@ pub use burn_cubecl::{CubeBackend, CubeRuntime};
 pub use cubecl::cuda::{CudaDevice, CudaRuntime};
 
 use crate::cpu::Contraction;
-use crate::format::Format;
+use crate::format::{Format, Fp8Scaling};
+use alpha::OperandScale;
 
 /// A packed operand in device memory: `[rows, k]`, the contraction axis last.
 #[derive(Clone, Debug)]
@@ -55,6 +58,27 @@ pub struct PackedTensor<R: CubeRuntime> {
     pub amax: CubeTensor<R>,
     /// What the amax was mapped to.
     pub q_max: f32,
+}
+
+impl<R: CubeRuntime> PackedTensor<R> {
+    /// The scale of the tensor, or of its rows.
+    pub fn scale(&self) -> OperandScale<R> {
+        let has_scale = match self.format {
+            Format::Nvfp4 { .. }
+            | Format::Fp8 {
+                scaling: Fp8Scaling::Tensor,
+            } => true,
+            Format::Mxfp4
+            | Format::Mxfp8
+            | Format::Fp8 {
+                scaling: Fp8Scaling::Row128 | Fp8Scaling::Tile128x128,
+            } => false,
+        };
+        OperandScale {
+            amax: has_scale.then(|| self.amax.clone()),
+            q_max: self.q_max,
+        }
+    }
 }
 
 /// Block scales in device memory, `[ceil(rows / block rows), padded_k / block length]`.

@@ -7,9 +7,10 @@ use anyhow::{Context, Result};
 use burn_backend::{DType, Shape};
 use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_nvfp4::cpu::Contraction;
+use burn_nvfp4::kernels::alpha::alpha;
 use burn_nvfp4::kernels::dequantize::{decode, dequantize};
 use burn_nvfp4::kernels::gemm::scaled_mma::{self, Mma};
-use burn_nvfp4::kernels::quantize::{Job, Packing, alpha, quantize};
+use burn_nvfp4::kernels::quantize::{Job, Packing, quantize};
 use burn_nvfp4::kernels::{CubeTensor, PackedTensor};
 use burn_nvfp4::recipe::{BlockShape, OperandSpec, ScaleRule, presets};
 use burn_nvfp4::rng::{RandomKey, Stream};
@@ -76,7 +77,7 @@ fn multiply(device: &RecordingDevice) -> Result<()> {
         let lhs = operand([rows, ALIGNED[1]], ROW16);
         for block in [BlockShape::Row16, BlockShape::Tile16x16] {
             let rhs = operand(ALIGNED, nvfp4(block, ScaleRule::Tensor));
-            let scale = alpha((Some(&lhs.amax), lhs.q_max), (Some(&rhs.amax), rhs.q_max));
+            let scale = alpha(&lhs.scale(), &rhs.scale());
             for (out, bias) in [(DType::F32, None), (DType::BF16, Some(&bias))] {
                 scaled_mma::gemm(&lhs, &rhs, scale.as_ref(), bias, out, Mma::Native)
                     .with_context(|| format!("{rows} rows, {block:?} weight, {out:?} out"))?;

@@ -1,10 +1,10 @@
 //! The kernels against `cpu`, bit by bit: codes, scales, amaxes and decoded operands.
 
 use burn::tensor::{DType, TensorData};
-use burn_nvfp4::cpu::{self, Contraction, Element, MatrixView, decode_operand, gemm_alpha};
-use burn_nvfp4::format::{PackedMatrix, Reading, TensorScale};
+use burn_nvfp4::cpu::{self, Contraction, Element, MatrixView, decode_operand};
+use burn_nvfp4::format::{PackedMatrix, Reading};
 use burn_nvfp4::kernels::dequantize::{decode, dequantize, from_host, to_host};
-use burn_nvfp4::kernels::quantize::{Job, Packing, Quantized, Watch, alpha, quantize};
+use burn_nvfp4::kernels::quantize::{Job, Packing, Quantized, Watch, quantize};
 use burn_nvfp4::kernels::{CubeTensor, DecodedTensor};
 use burn_nvfp4::recipe::{BlockShape, Fp8Scaling, OperandSpec, Rounding, ScaleRule, Transform};
 use burn_nvfp4::rng::{RandomKey, Stream};
@@ -13,6 +13,7 @@ use half::{bf16, f16};
 use crate::device::{Device, Runtime, device, download, supports, upload};
 
 mod data;
+mod decode;
 mod golden;
 mod units;
 
@@ -525,25 +526,4 @@ fn a_watch_names_the_first_tensor_that_is_not_finite() {
         let expected = if *is_bad { id } else { u32::MAX };
         assert_eq!(download::<u32>(&found), [expected], "{:?}", job.spec);
     }
-}
-
-#[test]
-fn alpha_is_that_of_the_cpu() {
-    let Some(device) = device() else { return };
-    let scale = |amax: f32, q_max: f32| TensorScale {
-        amax: vec![amax],
-        q_max,
-    };
-    for (a, b) in [(4.34, 8.75), (1e-30, 3e-20), (7.0, 0.1)] {
-        let (lhs, rhs) = (scale(a, 2688.0), scale(b, 1536.0));
-        let cpu::Alpha::Tensor(expected) = gemm_alpha(&lhs, &rhs) else {
-            panic!("two tensor scales give one factor")
-        };
-        let up = |amax: f32| upload(TensorData::new(vec![amax], [1]), &device);
-        let got = alpha((Some(&up(a)), 2688.0), (Some(&up(b)), 1536.0)).unwrap();
-        assert_eq!(download::<f32>(&got), [expected]);
-        let got = alpha((None, 1.0), (Some(&up(b)), 1536.0)).unwrap();
-        assert_eq!(download::<f32>(&got), [b * (1.0 / 1536.0)]);
-    }
-    assert!(alpha::<Runtime>((None, 1.0), (None, 1.0)).is_none());
 }

@@ -23,9 +23,10 @@ use super::{
 };
 use crate::cpu::Contraction;
 use crate::format::Format;
+use crate::kernels::alpha::{OperandScale, alpha};
 use crate::kernels::gemm::routine::{DenseRoutine, Fp4Routine, routines};
 use crate::kernels::gemm::{self, Problem, Scale, epilogue};
-use crate::kernels::quantize::{Job, Packing, Quantized, alpha, packs_either_axis, quantize};
+use crate::kernels::quantize::{Job, Packing, Quantized, packs_either_axis, quantize_for};
 use crate::kernels::{self, DecodedTensor, PackedTensor, dequantize};
 use crate::recipe::{OperandSpec, ScaleRule};
 use crate::runtime;
@@ -48,6 +49,14 @@ where
         x: FloatTensor<Self>,
         requests: &[OperandRequest<'_>],
     ) -> Vec<Operand<Self>> {
+        Self::quantize_operands_for(x, requests, None)
+    }
+
+    fn quantize_operands_for(
+        x: FloatTensor<Self>,
+        requests: &[OperandRequest<'_>],
+        other: Option<&Operand<Self>>,
+    ) -> Vec<Operand<Self>> {
         if x.meta.num_elements() == 0 {
             let on_host = |request| host::quantize::<Self>(x.clone(), request);
             return requests.iter().map(on_host).collect();
@@ -67,7 +76,10 @@ where
             };
             let watch = runtime::is_watched::<Self>(&x.device)
                 .then(|| watch::watch::<Self, R>(&x, &requests[0]));
-            quantize(&x, &jobs, watch.as_ref())
+            let other = other
+                .filter(|_| requests[0].spec.is_quantized())
+                .and_then(operand_scale);
+            quantize_for(&x, &jobs, watch.as_ref(), other.as_ref())
         }
         .into_iter();
         let operands = requests.iter().map(|request| {
@@ -105,8 +117,8 @@ where
                 let zeros = vec![0.0; output.shape.num_elements()];
                 return Self::from_values(zeros, output.shape, dtype, output.device);
             }
-            Sides::Fp4(sides) => fp4(*sides, bias, dtype),
-            Sides::Dense(sides) => dense(*sides, bias, dtype),
+            Sides::Fp4(sides, alpha) => fp4(*sides, alpha, bias, dtype),
+            Sides::Dense(sides, alpha) => dense(*sides, alpha, bias, dtype),
         };
         Self::float_reshape(product, output.shape)
     }
@@ -156,8 +168,10 @@ where
         packed,
         reading,
         decoded,
+        alpha,
     } = quantized;
     DeviceOperand {
+        alpha,
         packed: packed.map(|packed| device_packed(packed, reading)),
         decoded: decoded.map(|decoded| DeviceDecoded {
             values: decoded.values,
@@ -287,18 +301,17 @@ where
 enum Sides<R: CubeRuntime> {
     /// One of them has no elements.
     Empty,
-    /// Packed, contraction axis last.
-    Fp4(Box<[PackedTensor<R>; 2]>),
+    /// Packed, contraction axis last, and the factor after the GEMM if it is there.
+    Fp4(Box<[PackedTensor<R>; 2]>, Option<CubeTensor<R>>),
     /// Anything else.
-    Dense(Box<[Dense<R>; 2]>),
+    Dense(Box<[Dense<R>; 2]>, Option<CubeTensor<R>>),
 }
 
 /// An operand of a dense GEMM.
 struct Dense<R: CubeRuntime> {
     values: CubeTensor<R>,
     along: Contraction,
-    /// Amax and what it was mapped to; `None` without a tensor scale.
-    scale: Option<(CubeTensor<R>, f32)>,
+    scale: OperandScale<R>,
     /// False if `values` is a tensor of the caller's in its own dtype.
     quantized: bool,
 }
@@ -308,13 +321,60 @@ impl<R: CubeRuntime> Sides<R> {
     where
         B: Backend<FloatTensorPrimitive = CubeTensor<R>, IntTensorPrimitive = CubeTensor<R>>,
     {
-        match (packed_only(lhs), packed_only(rhs)) {
-            (Some(lhs), Some(rhs)) => Self::Fp4(Box::new([packed_tensor(lhs), packed_tensor(rhs)])),
-            _ => match (Dense::new(lhs), Dense::new(rhs)) {
-                (Some(lhs), Some(rhs)) => Self::Dense(Box::new([lhs, rhs])),
-                _ => Self::Empty,
-            },
+        let mut alpha = given_alpha(rhs).or_else(|| given_alpha(lhs));
+        if let (Some(lhs), Some(rhs)) = (packed_only(lhs), packed_only(rhs)) {
+            return Self::Fp4(Box::new([packed_tensor(lhs), packed_tensor(rhs)]), alpha);
         }
+        // What has to be decoded makes the factor on the way.
+        let mut dense = |operand, other| {
+            let other = if alpha.is_none() {
+                operand_scale(other)
+            } else {
+                None
+            };
+            let (dense, made) = Dense::new(operand, other.as_ref())?;
+            alpha = alpha.take().or(made);
+            Some(dense)
+        };
+        match (dense(lhs, rhs), dense(rhs, lhs)) {
+            (Some(lhs), Some(rhs)) => Self::Dense(Box::new([lhs, rhs]), alpha),
+            _ => Self::Empty,
+        }
+    }
+}
+
+/// The factor that came with an operand.
+fn given_alpha<B, R>(operand: &Operand<B>) -> Option<CubeTensor<R>>
+where
+    B: Backend<FloatTensorPrimitive = CubeTensor<R>>,
+    R: CubeRuntime,
+{
+    match operand {
+        Operand::Device(DeviceOperand { alpha, .. }) => alpha.clone(),
+        Operand::HighPrecision { .. } | Operand::Packed { .. } | Operand::Decoded(_) => None,
+    }
+}
+
+/// The tensor scale of an operand in device memory.
+fn operand_scale<B, R>(operand: &Operand<B>) -> Option<OperandScale<R>>
+where
+    B: Backend<FloatTensorPrimitive = CubeTensor<R>, IntTensorPrimitive = CubeTensor<R>>,
+    R: CubeRuntime,
+{
+    match operand {
+        Operand::HighPrecision { .. } => Some(OperandScale::NONE),
+        Operand::Device(DeviceOperand {
+            decoded: Some(decoded),
+            ..
+        }) => Some(OperandScale {
+            amax: decoded.amax.clone(),
+            q_max: decoded.q_max,
+        }),
+        Operand::Device(DeviceOperand {
+            packed: Some(packed),
+            ..
+        }) => Some(packed_tensor(packed).scale()),
+        Operand::Device(_) | Operand::Packed { .. } | Operand::Decoded(_) => None,
     }
 }
 
@@ -328,6 +388,7 @@ where
         Operand::Device(DeviceOperand {
             packed: Some(packed),
             decoded: None,
+            ..
         }) => {
             let nvfp4 = matches!(packed.layout.format, Format::Nvfp4 { .. });
             let fp4 = routines::<R>(&packed.amax.device).fp4.routine != Fp4Routine::Emulated;
@@ -342,8 +403,13 @@ where
 }
 
 impl<R: CubeRuntime> Dense<R> {
-    /// `None` if the operand has no elements, and so no memory on the device.
-    fn new<B>(operand: &Operand<B>) -> Option<Self>
+    /// With the factor after the GEMM, if `other`, the scale of its other operand, is given and
+    /// this one is decoded here. `None` if the operand has no elements, and so no memory on the
+    /// device.
+    fn new<B>(
+        operand: &Operand<B>,
+        other: Option<&OperandScale<R>>,
+    ) -> Option<(Self, Option<CubeTensor<R>>)>
     where
         B: Backend<FloatTensorPrimitive = CubeTensor<R>, IntTensorPrimitive = CubeTensor<R>>,
     {
@@ -353,22 +419,29 @@ impl<R: CubeRuntime> Dense<R> {
                     return None;
                 }
                 let (values, along) = kernels::as_matrix(tensor, *along);
-                Some(Self {
+                let dense = Self {
                     values,
                     along,
-                    scale: None,
+                    scale: OperandScale::NONE,
                     quantized: false,
-                })
+                };
+                Some((dense, None))
             }
             Operand::Device(DeviceOperand {
                 decoded: Some(decoded),
                 ..
-            }) => Some(Self {
-                values: decoded.values.clone(),
-                along: decoded.along,
-                scale: decoded.amax.clone().map(|amax| (amax, decoded.q_max)),
-                quantized: true,
-            }),
+            }) => {
+                let dense = Self {
+                    values: decoded.values.clone(),
+                    along: decoded.along,
+                    scale: OperandScale {
+                        amax: decoded.amax.clone(),
+                        q_max: decoded.q_max,
+                    },
+                    quantized: true,
+                };
+                Some((dense, None))
+            }
             Operand::Device(DeviceOperand {
                 packed: Some(packed),
                 ..
@@ -376,7 +449,11 @@ impl<R: CubeRuntime> Dense<R> {
                 let device = &packed.amax.device;
                 let f32_scales = matches!(packed.layout.format, Format::Fp8 { .. });
                 let dtype = decoded_dtype::<R>(device, f32_scales);
-                let mut decoded = dequantize::decode(&packed_tensor(packed), dtype);
+                let tensor = packed_tensor(packed);
+                let (mut decoded, alpha) = match other {
+                    Some(other) => dequantize::decode_for(&tensor, dtype, other),
+                    None => (dequantize::decode(&tensor, dtype), None),
+                };
                 let PackedLayout {
                     rows, k, padded_k, ..
                 } = packed.layout;
@@ -387,7 +464,7 @@ impl<R: CubeRuntime> Dense<R> {
                     *decoded.values.meta = Metadata::new(shape, strides);
                     decoded.values = into_contiguous(decoded.values);
                 }
-                Some(Self::decoded(decoded, packed.reading))
+                Some((Self::decoded(decoded, packed.reading), alpha))
             }
             Operand::Device(_) | Operand::Packed { .. } | Operand::Decoded(_) => None,
         }
@@ -406,7 +483,7 @@ impl<R: CubeRuntime> Dense<R> {
                 Reading::AsPacked => along,
                 Reading::Transposed => along.other(),
             },
-            scale: amax.map(|amax| (amax, q_max)),
+            scale: OperandScale { amax, q_max },
             quantized: true,
         }
     }
@@ -422,29 +499,23 @@ impl<R: CubeRuntime> Dense<R> {
 /// A GEMM of packed operands on FP4 tensor cores.
 fn fp4<R: CubeRuntime>(
     [lhs, rhs]: [PackedTensor<R>; 2],
+    given: Option<CubeTensor<R>>,
     bias: Option<CubeTensor<R>>,
     out: DType,
 ) -> CubeTensor<R> {
-    let alpha = alpha((Some(&lhs.amax), lhs.q_max), (Some(&rhs.amax), rhs.q_max));
+    let alpha = given.or_else(|| alpha(&lhs.scale(), &rhs.scale()));
     gemm::fp4(&lhs, &rhs, alpha, bias, out)
 }
 
 /// A GEMM of dense operands, tensor scales after it.
 fn dense<R: CubeRuntime>(
     [lhs, rhs]: [Dense<R>; 2],
+    given: Option<CubeTensor<R>>,
     bias: Option<CubeTensor<R>>,
     out: DType,
 ) -> CubeTensor<R> {
     let dtype = common_dtype(&lhs, &rhs);
     let (lhs, rhs) = (lhs.cast(dtype), rhs.cast(dtype));
-    let per_row = |side: &Dense<R>| {
-        let amax = side.scale.as_ref().map(|(amax, _)| amax);
-        amax.is_some_and(|amax| amax.meta.num_elements() != 1)
-    };
-    let rows = per_row(&lhs) || per_row(&rhs);
-    let part = |side: &Dense<R>| side.scale.clone().unzip();
-    let ((lhs_amax, lhs_max), (rhs_amax, rhs_max)) = (part(&lhs), part(&rhs));
-    let (lhs_max, rhs_max) = (lhs_max.unwrap_or(1.0), rhs_max.unwrap_or(1.0));
     let problem = Problem {
         lhs: lhs.values,
         lhs_along: lhs.along,
@@ -455,16 +526,16 @@ fn dense<R: CubeRuntime>(
         accumulate: None,
         out: DType::F32,
     };
-    if rows {
+    if !(lhs.scale.is_single() && rhs.scale.is_single()) {
         let one = || kernels::one(&problem.lhs);
         let scale = Scale::Rows {
-            factor: 1.0 / (lhs_max * rhs_max),
-            lhs: lhs_amax.unwrap_or_else(one),
-            rhs: rhs_amax.unwrap_or_else(one),
+            factor: 1.0 / (lhs.scale.q_max * rhs.scale.q_max),
+            lhs: lhs.scale.amax.unwrap_or_else(one),
+            rhs: rhs.scale.amax.unwrap_or_else(one),
         };
         return epilogue::finish(gemm::dense(problem), scale, bias, out);
     }
-    let alpha = alpha((lhs_amax.as_ref(), lhs_max), (rhs_amax.as_ref(), rhs_max));
+    let alpha = given.or_else(|| alpha(&lhs.scale, &rhs.scale));
     gemm::dense(Problem {
         alpha,
         bias,

@@ -432,6 +432,7 @@ impl Form {
                         amax,
                     }),
                     decoded: None,
+                    alpha: None,
                 })
             }
         }

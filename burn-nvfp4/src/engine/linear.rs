@@ -98,7 +98,8 @@ pub(crate) fn fprop<B: Nvfp4Engine>(
         dtype: x.dtype(),
         device: &device,
     };
-    let ((lhs, kept_x), (rhs, kept_weight)) = (lhs.quantize(plan), rhs.quantize(plan));
+    let (lhs, kept_x) = lhs.quantize(plan, None);
+    let (rhs, kept_weight) = rhs.quantize(plan, Some(&lhs));
     let y = B::gemm(&lhs, &rhs, bias, output);
     let kept = Kept {
         weight: kept_weight,
@@ -234,7 +235,7 @@ pub(crate) fn backward<B: Nvfp4Engine>(
                     rows.request(plan, Stream::Dgrad, Lifetime::OneGemm),
                     columns.request(plan, Stream::Wgrad, Lifetime::OneGemm),
                 ];
-                quantize_pair::<B>(dy, &requests)
+                pair(B::quantize_operands(dy, &requests))
             };
             let dx = B::gemm(&for_dx, &kept_weight, None, output::<B>(x, &device));
             drop((for_dx, kept_weight));
@@ -252,14 +253,9 @@ pub(crate) fn backward<B: Nvfp4Engine>(
     }
 }
 
-/// Two operands of one tensor, in one pass where the engine can.
-fn quantize_pair<B: Nvfp4Engine>(
-    x: FloatTensor<B>,
-    requests: &[OperandRequest<'_>; 2],
-) -> (Operand<B>, Operand<B>) {
-    let [first, second] = B::quantize_operands(x, requests)
-        .try_into()
-        .expect("one operand for each request");
+/// The operands of two requests.
+fn pair<B: Backend>(operands: Vec<Operand<B>>) -> (Operand<B>, Operand<B>) {
+    let [first, second] = operands.try_into().expect("one operand for each request");
     (first, second)
 }
 
@@ -351,6 +347,19 @@ impl Use {
     ) -> Operand<B> {
         B::quantize_operand(x, &self.request(plan, stream, lifetime))
     }
+
+    /// For fprop, whose other operand may be there already.
+    fn quantize_for<B: Nvfp4Engine>(
+        self,
+        x: FloatTensor<B>,
+        plan: &LinearPlan,
+        lifetime: Lifetime,
+        other: Option<&Operand<B>>,
+    ) -> Operand<B> {
+        let request = self.request(plan, FPROP, lifetime);
+        let mut made = B::quantize_operands_for(x, &[request], other);
+        made.pop().expect("one operand for each request")
+    }
 }
 
 fn fprop_x_use(plan: &LinearPlan) -> Use {
@@ -413,26 +422,35 @@ impl<B: Nvfp4Engine> Shared<B> {
         Self { tensor, now, kept }
     }
 
-    /// The operand of fprop, and what backward needs.
-    fn quantize(self, plan: &LinearPlan) -> (Operand<B>, Option<Operand<B>>) {
+    /// The operand of fprop, whose other operand may be there already, and what backward needs.
+    fn quantize(
+        self,
+        plan: &LinearPlan,
+        other: Option<&Operand<B>>,
+    ) -> (Operand<B>, Option<Operand<B>>) {
         let Self { tensor, now, kept } = self;
-        let Some(KeptUse { later, one_packing }) = kept else {
-            return (
-                now.quantize::<B>(tensor, plan, FPROP, Lifetime::OneGemm),
-                None,
-            );
-        };
-        if one_packing {
-            let packed = now.quantize::<B>(tensor, plan, FPROP, Lifetime::NowAndKept);
-            let kept = packed.transposed().into_kept();
-            return (packed, Some(kept));
+        match kept {
+            Some(KeptUse {
+                later,
+                one_packing: false,
+            }) => {
+                let requests = [
+                    now.request(plan, FPROP, Lifetime::OneGemm),
+                    later.request(plan, KEPT, Lifetime::Kept),
+                ];
+                let (now, kept) = pair(B::quantize_operands_for(tensor, &requests, other));
+                (now, Some(kept))
+            }
+            Some(_) => {
+                let packed = now.quantize_for::<B>(tensor, plan, Lifetime::NowAndKept, other);
+                let kept = packed.transposed().into_kept();
+                (packed, Some(kept))
+            }
+            None => {
+                let made = now.quantize_for::<B>(tensor, plan, Lifetime::OneGemm, other);
+                (made, None)
+            }
         }
-        let requests = [
-            now.request(plan, FPROP, Lifetime::OneGemm),
-            later.request(plan, KEPT, Lifetime::Kept),
-        ];
-        let (now, kept) = quantize_pair::<B>(tensor, &requests);
-        (now, Some(kept))
     }
 
     /// What backward needs, where fprop reads the tensor itself.

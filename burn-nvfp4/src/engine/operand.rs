@@ -40,6 +40,8 @@ pub struct DeviceOperand<B: Backend> {
     pub packed: Option<DevicePacked<B>>,
     /// Code times block scale: what an emulated GEMM reads.
     pub decoded: Option<DeviceDecoded<B>>,
+    /// The factor after the GEMM with the operand that this one was quantized for, f32 `[1]`.
+    pub alpha: Option<FloatTensor<B>>,
 }
 
 /// Codes and scales in device memory.
@@ -141,7 +143,9 @@ impl<B: Backend> Operand<B> {
                 reading: reading.other(),
             },
             Self::Decoded(_) => unreachable!("a decoded operand is read once, as it was made"),
-            Self::Device(DeviceOperand { packed, decoded }) => Self::Device(DeviceOperand {
+            Self::Device(DeviceOperand {
+                packed, decoded, ..
+            }) => Self::Device(DeviceOperand {
                 packed: packed.clone().map(|packed| DevicePacked {
                     reading: packed.reading.other(),
                     ..packed
@@ -150,6 +154,8 @@ impl<B: Backend> Operand<B> {
                     along: decoded.along.other(),
                     ..decoded
                 }),
+                // The other axis is summed over in another GEMM.
+                alpha: None,
             }),
         }
     }
@@ -164,6 +170,7 @@ impl<B: Backend> Operand<B> {
             }) => Self::Device(DeviceOperand {
                 packed: Some(packed),
                 decoded: None,
+                alpha: None,
             }),
             Self::HighPrecision { .. }
             | Self::Packed { .. }
@@ -178,7 +185,9 @@ impl<B: Backend> Operand<B> {
             Self::HighPrecision { .. } => 0,
             Self::Packed { matrix, .. } => matrix.bytes(),
             Self::Decoded(matrix) => size_of_val(matrix.values.as_slice()),
-            Self::Device(DeviceOperand { packed, decoded }) => {
+            Self::Device(DeviceOperand {
+                packed, decoded, ..
+            }) => {
                 let packed = packed.as_ref().map_or(0, DevicePacked::bytes);
                 packed + decoded.as_ref().map_or(0, |d| tensor_bytes(&d.values))
             }

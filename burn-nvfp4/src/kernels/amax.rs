@@ -13,7 +13,9 @@ use cubecl::ir::StorageType;
 use cubecl::prelude::*;
 
 use super::arithmetic::{Arithmetic, MAGNITUDE, larger};
-use super::group::{Access, GROUP, Geometry, group_amax, load, place};
+use super::group::{
+    Access, GROUP, Geometry, TileWalk, advance, group_amax, load, place, tile_walk,
+};
 use super::hadamard::transform;
 use super::source::{Source, TileShape, address_type, array, cubes, units, word};
 use crate::cpu::Contraction;
@@ -94,14 +96,15 @@ struct Maxima {
 fn walk_tile<F: Float, N: Size>(
     source: &Array<Vector<F, N>>,
     maxima: &mut Maxima,
-    tile: u32,
+    tiles: &TileWalk,
     geometry: &Geometry,
     #[comptime] walk: Walk,
 ) {
     let arithmetic = comptime!(walk.access.arithmetic);
     for round in 0..comptime!(walk.access.rounds()) {
-        let here = place(tile, round, geometry, walk.access);
-        let mut values = load::<F, N>(source, here, geometry, walk.access);
+        let here = place(tiles.down, tiles.across, round, walk.access);
+        let mut values = Array::<f32>::new(comptime!((GROUP * walk.access.width) as usize));
+        load::<F, N>(source, &mut values, here, geometry, walk.access);
         #[unroll]
         for w in 0..comptime!(walk.access.width as usize) {
             let start = comptime!(w * GROUP as usize);
@@ -157,20 +160,22 @@ fn partial_amax<F: Float, NC: Size, NR: Size>(
         rotated: 0u32.runtime(),
     };
     let mut tile = u32::cast_from(CUBE_POS);
-    while tile < columns_geometry.tiles {
+    let mut tiles = tile_walk(cubes, &columns_geometry);
+    while tile < columns_geometry.tiles_across * columns_geometry.tiles_down {
         if comptime!(columns.is_needed()) {
             walk_tile::<F, NC>(
                 by_columns,
                 &mut along_columns,
-                tile,
+                &tiles,
                 &columns_geometry,
                 columns,
             );
         }
         if comptime!(rows.is_needed()) {
-            walk_tile::<F, NR>(by_rows, &mut along_rows, tile, &rows_geometry, rows);
+            walk_tile::<F, NR>(by_rows, &mut along_rows, &tiles, &rows_geometry, rows);
         }
         tile += cubes;
+        advance(&mut tiles, &columns_geometry);
     }
     let mut shared = SharedMemory::<u32>::new(comptime!(units as usize));
     if comptime!(columns.plain.is_taken() || rows.plain.is_taken()) {

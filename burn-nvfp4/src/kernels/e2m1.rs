@@ -33,45 +33,75 @@ fn magic(y: f32) -> u32 {
 /// 2^23: from here on the numbers are the integers, and addition rounds to them.
 const INTEGERS: f32 = 8_388_608.0;
 
-/// The nearest code of any number without its sign, ties to the even code, as the lowest bits of
-/// 2^23 plus it; 7 for NaN.
+/// 4.0 as bits: what [`nearest_steps`] has above 2^23, and what a sign adds or takes away.
+const FOUR: u32 = 0x4080_0000;
+
+/// The nearest code of a magnitude, ties to the even code, as the lowest bits of 2^23 + 4 plus it;
+/// code 7 for NaN.
 ///
-/// The grid has step 1/2 up to 2, step 1 up to 4 and step 2 beyond. Rounding to each of the three
-/// steps everywhere, and counting from the code at which it begins, gives three candidates of which
-/// the smallest is the code: below its range a coarser step counts from too high, above its range a
-/// finer one counts too fast. Additions do the rounding, so most of this is no integer work.
+/// The grid has step 1/2 up to 2, step 1 up to 4 and step 2 beyond. Rounding to a step everywhere,
+/// and counting from the code at which it begins, gives candidates of which the smallest is the
+/// code: below its range a coarser step counts from too high, above its range a finer one counts
+/// too fast. Step 2 has two codes, so that it needs no rounding: 6 up to 5, then 7.
+///
+/// One comparison, the rest are sums and products: what compares, shifts or masks has half their
+/// rate on an NVIDIA GPU. A product with 2 or 2^21 is exact, so whether the device rounds it before
+/// the sum does not matter.
 #[cube]
-pub(super) fn nearest_steps(y: f32) -> u32 {
-    let halves = u32::reinterpret(f32::abs(y + y) + INTEGERS);
-    let ones = u32::reinterpret(f32::abs(y) + comptime!(INTEGERS + 2.0));
-    let twos = u32::reinterpret(f32::abs(y * 0.5f32) + comptime!(INTEGERS + 4.0));
-    // As integers: NaN is the largest of them. The last is code 7.
-    u32::min(u32::min(halves, ones), u32::min(twos, 0x4B00_0007u32))
+pub(super) fn nearest_steps(magnitude: f32) -> u32 {
+    let halves = fma(magnitude, 2.0f32, comptime!(INTEGERS + 4.0));
+    let ones = magnitude + comptime!(INTEGERS + 6.0);
+    // 1 up to 5, 0 from the next number on. In this order NaN gives 0, and the two are one
+    // instruction with the product.
+    let distance = fma(
+        magnitude,
+        comptime!(-2_097_152.0f32),
+        comptime!(10_485_761.0f32),
+    );
+    let up_to_five = f32::min(f32::max(distance, 0.0f32), 1.0f32);
+    let twos = comptime!(INTEGERS + 11.0) - up_to_five;
+    // As integers: NaN is the largest of them.
+    u32::min(
+        u32::min(u32::reinterpret(halves), u32::reinterpret(ones)),
+        u32::reinterpret(twos),
+    )
 }
 
-/// What eight [`nearest_steps`], each shifted to its place in a word, contain besides codes.
+/// 2^23 plus the code with its sign, as bits.
+///
+/// `steps` are [`nearest_steps`], `sign` has the sign bit of the number, `zero` is a zero that no
+/// compiler may know, so that mask and constant are one operation.
+#[cube]
+pub(super) fn signed_steps(steps: u32, sign: u32, zero: u32) -> u32 {
+    let four = (sign & 0x8000_0000u32) | (FOUR + zero);
+    u32::reinterpret(f32::reinterpret(steps) - f32::reinterpret(four))
+}
+
+/// What eight [`signed_steps`], each a nibble above the one before, contain besides codes.
 pub(super) const STEPS_OF_A_WORD: u32 = 0xFB00_0000;
 
-/// The nearest code.
+/// The value of the code in [`nearest_steps`], with a sign bit; for devices that keep subnormals.
+///
+/// Exponent and significand of the code, moved to where an f32 has them, are its value times
+/// 2^-126, the subnormal code included.
 #[cube]
-fn encode_rne(y: f32, #[comptime] arithmetic: Arithmetic) -> u32 {
-    (nearest_steps(y) & 7u32) | sign_at(y, 0u32, arithmetic)
+pub(super) fn decode_steps(steps: u32, sign: u32, zero: u32) -> f32 {
+    let to_exponent = comptime!(1u32 << 22) + zero;
+    let magnitude = steps * to_exponent - comptime!(4u32 << 22);
+    f32::reinterpret(magnitude | (sign & 0x8000_0000u32)) * TWO_TO_126
 }
 
-/// The sign bit of the code at bit `shift` of a word: set for negatives and -0, not for NaN.
+/// 2^126.
+const TWO_TO_126: f32 = 8.507_059e37;
+
+/// The nearest code of a number that is not NaN.
 #[cube]
-pub(super) fn sign_at(y: f32, #[comptime] shift: u32, #[comptime] arithmetic: Arithmetic) -> u32 {
-    let bits = u32::reinterpret(y);
-    let sign = (bits >> comptime!(28u32 - shift)) & comptime!(8u32 << shift);
-    if comptime!(arithmetic == Arithmetic::Ieee) {
-        // The device makes a NaN that it computes positive.
-        sign
-    } else {
-        select((bits & MAGNITUDE) > INFINITY, 0u32, sign)
-    }
+fn encode_rne(y: f32) -> u32 {
+    let code = nearest_steps(f32::abs(y)) - 4u32;
+    (code & 7u32) | ((u32::reinterpret(y) >> 28u32) & 8u32)
 }
 
-/// `decode(encode_rne(y))`.
+/// `decode(encode_rne(y))` of a saturated number.
 #[cube]
 pub(super) fn round_rne(y: f32, #[comptime] arithmetic: Arithmetic) -> f32 {
     if comptime!(arithmetic == Arithmetic::Ieee) {
@@ -80,7 +110,7 @@ pub(super) fn round_rne(y: f32, #[comptime] arithmetic: Arithmetic) -> f32 {
         f32::reinterpret(u32::reinterpret(value) | (u32::reinterpret(y) & 0x8000_0000u32))
     } else {
         // A shader compiler in fast-math mode may cancel the two additions.
-        decode(encode_rne(y, arithmetic))
+        decode(encode_rne(y))
     }
 }
 

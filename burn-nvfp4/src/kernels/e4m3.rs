@@ -2,7 +2,7 @@
 
 use cubecl::prelude::*;
 
-use super::arithmetic::{INFINITY, MAGNITUDE};
+use super::arithmetic::{Arithmetic, INFINITY, MAGNITUDE};
 
 /// 448.0.
 const MAX: u32 = 0x43E0_0000;
@@ -23,6 +23,42 @@ pub(super) fn encode(x: f32) -> u32 {
         0x7Fu32,
         code | ((bits >> 24u32) & 0x80u32),
     )
+}
+
+/// A number that E4M3 has, and its byte.
+#[derive(CubeType, Clone, Copy)]
+pub(super) struct Rounded {
+    pub(super) byte: u32,
+    pub(super) value: f32,
+}
+
+/// The nearest to a number that is neither negative nor NaN: what [`encode`] and [`decode`] give,
+/// in half the operations.
+#[cube]
+pub(super) fn round(x: f32, #[comptime] arithmetic: Arithmetic) -> Rounded {
+    let a = f32::reinterpret(u32::min(u32::reinterpret(x), MAX));
+    // 2^-6, the smallest normal value, has the exponent field 121.
+    let exponent = u32::reinterpret(f32::max(a, 0.015_625f32)) & INFINITY;
+    let magic = exponent + comptime!(20u32 << 23);
+    let sum = a + f32::reinterpret(magic);
+    let steps = u32::reinterpret(sum) - magic;
+    let byte = steps + (exponent >> 20u32) - comptime!(121u32 << 3);
+    let value = if comptime!(arithmetic == Arithmetic::Ieee) {
+        sum - f32::reinterpret(magic)
+    } else {
+        // A shader compiler in fast-math mode may cancel the two additions.
+        decode(byte)
+    };
+    Rounded { byte, value }
+}
+
+/// The number of a byte.
+#[cube]
+pub(super) fn of_byte(byte: u32) -> Rounded {
+    Rounded {
+        byte,
+        value: decode(byte),
+    }
 }
 
 /// The value of a byte.

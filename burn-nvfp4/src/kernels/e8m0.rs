@@ -27,11 +27,12 @@ pub(super) fn encode(amax: f32, #[comptime] rule: E8m0Rule, #[comptime] element_
     select(bits == INFINITY, 254u32, held)
 }
 
-/// The value of a byte that an amax gave.
+/// The value of a byte; NaN for 255, which no amax gives.
 #[cube]
 pub(super) fn decode(byte: u32) -> f32 {
     // 2^-127 is subnormal in f32.
-    f32::reinterpret(select(byte == 0u32, 0x0040_0000u32, byte << 23u32))
+    let number = select(byte == 0u32, 0x0040_0000u32, byte << 23u32);
+    f32::reinterpret(select(byte == 0xFFu32, 0x7FC0_0000u32, number))
 }
 
 /// The encode scale of a byte, `2^(127 - b)`; exact.

@@ -10,6 +10,7 @@
 use cubecl::prelude::*;
 
 use super::arithmetic::{Arithmetic, larger};
+use super::pairs::{load_pairs, unpack};
 use crate::cpu::Contraction;
 
 /// Elements of a group.
@@ -22,10 +23,9 @@ pub(super) struct Geometry {
     pub(super) cols: u32,
     /// Elements from one row to the next, in vectors of the array that is read along the columns.
     pub(super) stride: u32,
-    /// Tiles of a row of tiles.
+    /// Tiles of a row of tiles, and of a column.
     pub(super) tiles_across: u32,
-    /// All tiles.
-    pub(super) tiles: u32,
+    pub(super) tiles_down: u32,
 }
 
 /// Which tile of the source a cube works on, and how its units share it.
@@ -42,6 +42,8 @@ pub(super) struct Tiling {
 /// What the elements of a source are, as far as it saves work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Elements {
+    /// They need no rounding to bf16, and are read as `pairs` along the columns.
+    Bf16Pairs,
     /// They need no rounding to bf16.
     Bf16,
     /// They do.
@@ -96,6 +98,20 @@ pub(super) const fn small(index: usize) -> u32 {
     index as u32
 }
 
+/// The tiles that a cube takes: its own index, then every so many further on.
+///
+/// A division by a runtime number costs as much as quantizing three elements, so there are two of
+/// them for a cube and none for a tile.
+#[derive(CubeType)]
+pub(super) struct TileWalk {
+    /// Tiles above and to the left of the one that is next.
+    pub(super) down: u32,
+    pub(super) across: u32,
+    /// What lies between two tiles of a cube.
+    step_down: u32,
+    step_across: u32,
+}
+
 /// Where a group is: its first row of the packed operand, and its index along the contraction axis.
 #[derive(CubeType, Clone, Copy)]
 pub(super) struct Place {
@@ -103,20 +119,37 @@ pub(super) struct Place {
     pub(super) group: u32,
 }
 
-/// The group, or the first of its groups, that a unit has in a round.
+/// The walk of this cube, one of `cubes`.
+#[cube]
+pub(super) fn tile_walk(cubes: u32, geometry: &Geometry) -> TileWalk {
+    let first = u32::cast_from(CUBE_POS);
+    TileWalk {
+        down: first / geometry.tiles_across,
+        across: first % geometry.tiles_across,
+        step_down: cubes / geometry.tiles_across,
+        step_across: cubes % geometry.tiles_across,
+    }
+}
+
+/// Goes to the next tile.
+#[cube]
+pub(super) fn advance(walk: &mut TileWalk, geometry: &Geometry) {
+    let across = walk.across + walk.step_across;
+    let wraps = across >= geometry.tiles_across;
+    walk.across = across - select(wraps, geometry.tiles_across, 0u32);
+    walk.down += walk.step_down + select(wraps, 1u32, 0u32);
+}
+
+/// The group, or the first of its groups, that a unit has in a round on the tile `down` and
+/// `across` from the first.
 ///
 /// Along the columns, consecutive units have consecutive groups of a row. Along the rows, units
 /// share 16 columns between them, then the groups of the tile along the contraction axis, so that
 /// a plane reads whole 32-byte sectors and writes whole sectors of codes.
 #[cube]
-pub(super) fn place(
-    tile: u32,
-    round: u32,
-    geometry: &Geometry,
-    #[comptime] access: Access,
-) -> Place {
-    let row = tile / geometry.tiles_across * comptime!(access.tiling.rows);
-    let col = tile % geometry.tiles_across * comptime!(access.tiling.cols);
+pub(super) fn place(down: u32, across: u32, round: u32, #[comptime] access: Access) -> Place {
+    let row = down * comptime!(access.tiling.rows);
+    let col = across * comptime!(access.tiling.cols);
     let slot = UNIT_POS + round * comptime!(access.tiling.units);
     let groups = comptime!(access.groups());
     if comptime!(access.is_along_columns()) {
@@ -137,17 +170,18 @@ pub(super) fn place(
 #[cube]
 pub(super) fn load<F: Float, N: Size>(
     source: &Array<Vector<F, N>>,
+    values: &mut Array<f32>,
     place: Place,
     geometry: &Geometry,
     #[comptime] access: Access,
-) -> Array<f32> {
-    let mut values = Array::<f32>::new(comptime!((GROUP * access.width) as usize));
-    if comptime!(access.is_along_columns()) {
-        load_along_columns(source, &mut values, place, geometry, access);
+) {
+    if comptime!(access.is_along_columns() && access.elements == Elements::Bf16Pairs) {
+        unpack(&load_pairs(source, place, geometry, access), values, 0u32);
+    } else if comptime!(access.is_along_columns()) {
+        load_along_columns(source, values, place, geometry, access);
     } else {
-        load_along_rows(source, &mut values, place, geometry, access);
+        load_along_rows(source, values, place, geometry, access);
     }
-    values
 }
 
 #[cube]
@@ -200,13 +234,24 @@ fn load_along_rows<F: Float, N: Size>(
         } else {
             col_exists && (row + comptime!(small(i)) < geometry.rows)
         };
-        let mut vector = Vector::<F, N>::cast_from(F::from_int(0));
-        if exists {
-            vector = source[start + i * geometry.stride as usize];
-        }
-        #[unroll]
-        for w in 0..n {
-            values[w * 16 + i] = f32::cast_from(vector[w]);
+        let at = start + i * geometry.stride as usize;
+        if comptime!(access.elements == Elements::Bf16 && n == 2) {
+            // A word, for the reason that `pairs` has.
+            let mut word = 0u32;
+            if exists {
+                word = u32::reinterpret(source[at]);
+            }
+            values[i] = f32::reinterpret(word << 16u32);
+            values[16 + i] = f32::reinterpret(word & 0xFFFF_0000u32);
+        } else {
+            let mut vector = Vector::<F, N>::cast_from(F::from_int(0));
+            if exists {
+                vector = source[at];
+            }
+            #[unroll]
+            for w in 0..n {
+                values[w * 16 + i] = f32::cast_from(vector[w]);
+            }
         }
     }
 }

@@ -21,7 +21,7 @@ pub(super) fn transform(
     #[unroll]
     for i in 0..16usize {
         let value = values[start + i];
-        let rounded = if comptime!(elements == Elements::Bf16) {
+        let rounded = if comptime!(elements != Elements::Wider) {
             value
         } else {
             round_to_bf16(value, arithmetic)

@@ -18,11 +18,16 @@
 use cubecl::ir::StorageType;
 use cubecl::prelude::*;
 
+use super::alpha::{AlphaOutput, write_alpha};
 use super::amax::{Slot, reduce_partials};
 use super::arithmetic::INFINITY;
+use super::e4m3::of_byte;
 use super::four_over_six::ErrorRule;
-use super::group::{Access, GROUP, Geometry, group_amax, load, place, small};
+use super::group::{
+    Access, Elements, GROUP, Geometry, TileWalk, advance, group_amax, load, place, small, tile_walk,
+};
 use super::hadamard::transform;
+use super::pairs::{load_pairs, pairs_amax, unpack};
 use super::philox::KeyWords;
 use super::scale::{TensorLevel, tensor_level};
 use crate::cpu::Contraction;
@@ -35,7 +40,7 @@ mod launch;
 
 use block_scale::{choose, nvfp4_scale, scale_of_block, share_amaxes};
 use elements::{finish, store_decoded};
-pub use launch::{Job, Packing, Quantized, Watch, alpha, packs_either_axis, quantize};
+pub use launch::{Job, Packing, Quantized, Watch, packs_either_axis, quantize, quantize_for};
 
 /// Which codes, by which rounding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -116,6 +121,11 @@ impl Plan {
 
     const fn is_along_columns(&self) -> bool {
         matches!(self.access.along, Contraction::Columns)
+    }
+
+    /// Whether a group is read as eight words of two elements.
+    const fn reads_pairs(&self) -> bool {
+        matches!(self.access.elements, Elements::Bf16Pairs) && self.signs.is_none()
     }
 
     /// Units or columns whose groups make up one block, where a block is larger than a group and
@@ -212,6 +222,7 @@ fn quantize_one<F: Float, N: Size, S: Numeric, NC: Size, D: Float, ND: Size>(
     arguments: Arguments,
     outputs: &mut Outputs<S, NC, D, ND>,
     watch: &mut ComptimeOption<WatchOutput>,
+    alpha: &mut ComptimeOption<AlphaOutput>,
     cubes: u32,
     #[comptime] plan: Plan,
     #[define(F)] _source_dtype: StorageType,
@@ -221,9 +232,11 @@ fn quantize_one<F: Float, N: Size, S: Numeric, NC: Size, D: Float, ND: Size>(
     let units = comptime!(plan.access.tiling.units);
     let mut shared = SharedMemory::<u32>::new(comptime!((units * plan.access.width) as usize));
     let level = start(partials, &arguments, outputs, &mut shared, plan);
+    write_alpha(tensor_amax(&level, plan), alpha);
     report(partials, &arguments, watch, &mut shared, units);
     let mut tile = u32::cast_from(CUBE_POS);
-    while tile < geometry.tiles {
+    let mut tiles = tile_walk(cubes, &geometry);
+    while tile < geometry.tiles_across * geometry.tiles_down {
         quantize_tile::<F, N, S, NC, D, ND>(
             source,
             regions,
@@ -231,12 +244,12 @@ fn quantize_one<F: Float, N: Size, S: Numeric, NC: Size, D: Float, ND: Size>(
             &mut shared,
             &level,
             &arguments,
-            // Backwards: what the amax launch read last is still in the cache.
-            geometry.tiles - 1u32 - tile,
+            &tiles,
             &geometry,
             plan,
         );
         tile += cubes;
+        advance(&mut tiles, &geometry);
     }
 }
 
@@ -267,6 +280,7 @@ fn quantize_two<
     outputs_b: &mut Outputs<SB, NCB, DB, NDB>,
     partials: &ComptimeOption<Array<u32>>,
     watch: &mut ComptimeOption<WatchOutput>,
+    alpha: &mut ComptimeOption<AlphaOutput>,
     cubes: u32,
     #[comptime] plan_a: Plan,
     #[comptime] plan_b: Plan,
@@ -285,11 +299,11 @@ fn quantize_two<
     let mut shared = SharedMemory::<u32>::new(comptime!((units * width) as usize));
     let level_a = start(partials, &arguments_a, outputs_a, &mut shared, plan_a);
     let level_b = start(partials, &arguments_b, outputs_b, &mut shared, plan_b);
+    write_alpha(tensor_amax(&level_a, plan_a), alpha);
     report(partials, &arguments_a, watch, &mut shared, units);
     let mut tile = u32::cast_from(CUBE_POS);
-    while tile < geometry_a.tiles {
-        // Backwards, as with one job.
-        let here = geometry_a.tiles - 1u32 - tile;
+    let mut tiles = tile_walk(cubes, &geometry_a);
+    while tile < geometry_a.tiles_across * geometry_a.tiles_down {
         quantize_tile::<F, NA, SA, NCA, DA, NDA>(
             source_a,
             regions_a,
@@ -297,7 +311,7 @@ fn quantize_two<
             &mut shared,
             &level_a,
             &arguments_a,
-            here,
+            &tiles,
             &geometry_a,
             plan_a,
         );
@@ -308,11 +322,12 @@ fn quantize_two<
             &mut shared,
             &level_b,
             &arguments_b,
-            here,
+            &tiles,
             &geometry_b,
             plan_b,
         );
         tile += cubes;
+        advance(&mut tiles, &geometry_a);
     }
 }
 
@@ -335,13 +350,9 @@ fn start<S: Numeric, NC: Size, D: Float, ND: Size>(
             slot,
             comptime!(plan.access.tiling.units),
         ));
-        let kept = if comptime!(plan.has_tensor_scale()) {
-            amax
-        } else {
-            1.0f32.runtime()
-        };
-        write_amax(kept, outputs);
-        tensor_level(amax, arguments.q_max, comptime!(plan.access.arithmetic))
+        let level = tensor_level(amax, arguments.q_max, comptime!(plan.access.arithmetic));
+        write_amax(tensor_amax(&level, plan), outputs);
+        level
     } else {
         write_amax(1.0f32.runtime(), outputs);
         // Nothing of it is read: rows and blocks have levels of their own.
@@ -351,6 +362,16 @@ fn start<S: Numeric, NC: Size, D: Float, ND: Size>(
             encode_sixth: 1.0f32.runtime(),
             decode: 1.0f32.runtime(),
         }
+    }
+}
+
+/// The amax that belongs after the GEMM; 1 if none does.
+#[cube]
+fn tensor_amax(level: &TensorLevel, #[comptime] plan: Plan) -> f32 {
+    if comptime!(plan.has_tensor_scale()) {
+        level.amax
+    } else {
+        1.0f32.runtime()
     }
 }
 
@@ -406,16 +427,26 @@ fn quantize_tile<F: Float, N: Size, S: Numeric, NC: Size, D: Float, ND: Size>(
     shared: &mut SharedMemory<u32>,
     level: &TensorLevel,
     arguments: &Arguments,
-    tile: u32,
+    tiles: &TileWalk,
     geometry: &Geometry,
     #[comptime] plan: Plan,
 ) {
     let arithmetic = comptime!(plan.access.arithmetic);
     let width = comptime!(plan.access.width as usize);
+    // Backwards: what the amax launch read last is still in the cache.
+    let down = geometry.tiles_down - 1u32 - tiles.down;
+    let across = geometry.tiles_across - 1u32 - tiles.across;
     for round in 0..comptime!(plan.access.rounds()) {
-        let here = place(tile, round, geometry, plan.access);
-        let mut values = load::<F, N>(source, here, geometry, plan.access);
+        let here = place(down, across, round, plan.access);
+        let mut values = Array::<f32>::new(comptime!(GROUP as usize * width));
         let mut amaxes = Array::<f32>::new(width);
+        if comptime!(plan.reads_pairs()) {
+            let mut words = load_pairs::<F, N>(source, here, geometry, plan.access);
+            amaxes[0] = pairs_amax(&mut words, arguments.zero);
+            unpack(&words, &mut values, arguments.zero);
+        } else {
+            load::<F, N>(source, &mut values, here, geometry, plan.access);
+        }
         #[unroll]
         for w in 0..width {
             let start = comptime!(w * GROUP as usize);
@@ -429,7 +460,9 @@ fn quantize_tile<F: Float, N: Size, S: Numeric, NC: Size, D: Float, ND: Size>(
                     arithmetic,
                 );
             }
-            amaxes[w] = group_amax(&values, start, arithmetic);
+            if comptime!(!plan.reads_pairs()) {
+                amaxes[w] = group_amax(&values, start, arithmetic);
+            }
         }
         share_amaxes(&mut amaxes, shared, plan);
         let packed_rows = if comptime!(plan.is_along_columns()) {
@@ -442,7 +475,7 @@ fn quantize_tile<F: Float, N: Size, S: Numeric, NC: Size, D: Float, ND: Size>(
             let scales = choose(&values, &amaxes, shared, level, arguments, plan);
             #[unroll]
             for w in 0..width {
-                let scale = nvfp4_scale(scales[w], level, plan);
+                let scale = nvfp4_scale(of_byte(scales[w]), level, plan);
                 finish::<S, NC, D, ND>(
                     &mut values,
                     scale,
@@ -476,26 +509,5 @@ fn quantize_tile<F: Float, N: Size, S: Numeric, NC: Size, D: Float, ND: Size>(
             }
         }
         store_decoded::<S, NC, D, ND>(&values, here, exists, outputs, arguments, geometry, plan);
-    }
-}
-
-/// `(lhs * rhs) * factor`, in this order.
-#[cube(launch_unchecked)]
-fn multiply_amaxes(
-    lhs: &ComptimeOption<Array<f32>>,
-    rhs: &ComptimeOption<Array<f32>>,
-    factor: f32,
-    out: &mut Array<f32>,
-) {
-    out[0] = (amax_or_one(lhs) * amax_or_one(rhs)) * factor;
-}
-
-#[cube]
-fn amax_or_one(amax: &ComptimeOption<Array<f32>>) -> f32 {
-    let given = amax.is_some();
-    if comptime!(given) {
-        amax.as_ref().unwrap()[0]
-    } else {
-        1.0f32.runtime()
     }
 }

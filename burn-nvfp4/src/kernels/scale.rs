@@ -4,7 +4,7 @@
 use cubecl::prelude::*;
 
 use super::arithmetic::{Arithmetic, at_most_largest, divide};
-use super::e4m3::encode as encode_e4m3;
+use super::e4m3::{Rounded, round as round_e4m3};
 
 /// `f32(1 / 6)`, rounded up. A literal: a constant cannot be reinterpreted in CUDA C++.
 const INV_6: f32 = 1.0 / 6.0;
@@ -51,8 +51,12 @@ pub(super) fn tensor_encode_scale(
 
 /// The E4M3 decode scale of a block: its amax goes to 6.
 #[cube]
-pub(super) fn block_scale(block_amax: f32, level: &TensorLevel) -> u32 {
-    encode_e4m3(block_amax * level.encode_sixth)
+pub(super) fn block_scale(
+    block_amax: f32,
+    level: &TensorLevel,
+    #[comptime] arithmetic: Arithmetic,
+) -> Rounded {
+    round_e4m3(block_amax * level.encode_sixth, arithmetic)
 }
 
 /// What the elements of a block with this E4M3 scale are multiplied with before rounding.

@@ -9,7 +9,9 @@ use cubecl::client::ComputeClient;
 use cubecl::ir::AddressType;
 use cubecl::prelude::*;
 
+use super::arithmetic::Arithmetic;
 use super::group::{Access, Elements, GROUP, GeometryLaunch, Tiling};
+use super::pairs;
 use crate::cpu::Contraction;
 
 /// Units of a cube: sixteen rows of sixteen groups.
@@ -149,7 +151,7 @@ impl<R: CubeRuntime> Source<R> {
         &self,
         along: Contraction,
         tiling: Tiling,
-        arithmetic: super::arithmetic::Arithmetic,
+        arithmetic: Arithmetic,
     ) -> Access {
         let (k, width) = match along {
             Contraction::Columns => (self.cols, 1),
@@ -159,13 +161,20 @@ impl<R: CubeRuntime> Source<R> {
             along,
             width,
             whole: k.is_multiple_of(GROUP as usize),
-            elements: if self.tensor.dtype == DType::BF16 {
-                Elements::Bf16
-            } else {
-                Elements::Wider
-            },
+            elements: self.elements(along, arithmetic),
             tiling,
             arithmetic,
+        }
+    }
+
+    fn elements(&self, along: Contraction, arithmetic: Arithmetic) -> Elements {
+        let in_pairs = along == Contraction::Columns
+            && self.columns_width() == pairs::VECTOR
+            && arithmetic == Arithmetic::Ieee;
+        match (self.tensor.dtype, in_pairs) {
+            (DType::BF16, true) => Elements::Bf16Pairs,
+            (DType::BF16, false) => Elements::Bf16,
+            _ => Elements::Wider,
         }
     }
 
@@ -202,15 +211,15 @@ impl<R: CubeRuntime> Source<R> {
     ) -> (GeometryLaunch<R>, u32) {
         let (width, _) = self.argument(along);
         let across = covered[1].div_ceil(tiling.cols as usize);
-        let tiles = covered[0].div_ceil(tiling.rows as usize) * across;
+        let down = covered[0].div_ceil(tiling.rows as usize);
         let launch = GeometryLaunch::new(
             word(self.rows),
             word(self.cols),
             word(self.stride / width),
             word(across),
-            word(tiles),
+            word(down),
         );
-        (launch, word(tiles))
+        (launch, word(down * across))
     }
 }
 

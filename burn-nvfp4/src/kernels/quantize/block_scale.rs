@@ -7,7 +7,7 @@ use cubecl::prelude::*;
 
 use super::{AmaxSource, Arguments, Plan, Scales};
 use crate::kernels::arithmetic::divide;
-use crate::kernels::e4m3::decode as decode_e4m3;
+use crate::kernels::e4m3::Rounded;
 use crate::kernels::e8m0::{
     decode as decode_e8m0, encode as encode_e8m0, reciprocal as reciprocal_e8m0,
 };
@@ -142,12 +142,15 @@ pub(super) fn choose(
 
 /// The E4M3 scale of an NVFP4 block with what goes with it.
 #[cube]
-pub(super) fn nvfp4_scale(byte: u32, level: &TensorLevel, #[comptime] plan: Plan) -> BlockScale {
-    let decode = decode_e4m3(byte);
+pub(super) fn nvfp4_scale(
+    scale: Rounded,
+    level: &TensorLevel,
+    #[comptime] plan: Plan,
+) -> BlockScale {
     BlockScale {
-        byte,
-        decode,
-        encode: block_encode_scale(decode, level, comptime!(plan.access.arithmetic)),
+        byte: scale.byte,
+        decode: scale.value,
+        encode: block_encode_scale(scale.value, level, comptime!(plan.access.arithmetic)),
     }
 }
 
@@ -169,9 +172,9 @@ pub(super) fn scale_of_block(
             let index = select(exists, row, 0u32);
             let row_amax = f32::reinterpret(regions.as_ref().unwrap()[index as usize]);
             let level = tensor_level(row_amax, arguments.q_max, arithmetic);
-            nvfp4_scale(block_scale(amax, &level), &level, plan)
+            nvfp4_scale(block_scale(amax, &level, arithmetic), &level, plan)
         } else {
-            nvfp4_scale(block_scale(amax, level), level, plan)
+            nvfp4_scale(block_scale(amax, level, arithmetic), level, plan)
         }
     } else if comptime!(plan.mx().is_some()) {
         let (rule, element_max) = comptime!(plan.mx().expect("an MX plan has a rule"));

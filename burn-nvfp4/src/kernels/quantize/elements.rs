@@ -6,8 +6,8 @@ use super::block_scale::{BlockScale, scale_index};
 use super::{Arguments, Codes, Outputs, Plan, Scales};
 use crate::kernels::arithmetic::Arithmetic;
 use crate::kernels::e2m1::{
-    STEPS_OF_A_WORD, decode as decode_e2m1, encode_stochastic, nearest_steps, round_rne, saturate,
-    sign_at,
+    STEPS_OF_A_WORD, decode as decode_e2m1, decode_steps, encode_stochastic, nearest_steps,
+    saturate, signed_steps,
 };
 use crate::kernels::e4m3::{decode as decode_e4m3, encode as encode_e4m3};
 use crate::kernels::group::{GROUP, Geometry, Place, small};
@@ -40,6 +40,7 @@ pub(super) fn finish<S: Numeric, NC: Size, D: Float, ND: Size>(
         &mut words,
         &random,
         scale,
+        arguments.zero,
         comptime!(w * GROUP as usize),
         plan,
     );
@@ -74,38 +75,41 @@ pub(super) fn encode_group(
     words: &mut Array<u32>,
     random: &RandomBytes,
     scale: BlockScale,
+    zero: u32,
     #[comptime] start: usize,
     #[comptime] plan: Plan,
 ) {
     let arithmetic = comptime!(plan.access.arithmetic);
     let per_word = comptime!(16 / plan.words());
-    let mut signs = Array::<u32>::new(comptime!(plan.words()));
     #[unroll]
     for i in 0..comptime!(plan.words()) {
         words[i] = 0u32;
-        signs[i] = 0u32;
     }
+    // As a product: shifts share the pipe of comparisons and masks.
+    let nibble = 16u32 + zero;
     #[unroll]
-    for i in 0..16usize {
-        let y = values[start + i] * scale.encode;
+    for step in 0..16usize {
+        // The last first, for each pushes those before it up by a nibble.
+        let i = comptime!(15 - step);
+        let x = values[start + i];
         let shift = comptime!(small(i % per_word * (32 / per_word)));
         if comptime!(plan.codes == Codes::E2m1Nearest) {
-            // Through integers, where a compiler may rewrite sums of products: `x e + x e` is not
-            // `x (2 e)` if `2 e` overflows.
-            let y = if comptime!(arithmetic == Arithmetic::Portable) {
-                saturate(y, arithmetic)
-            } else {
-                y
-            };
+            let scaled = scaled(x, scale.encode, plan);
+            let steps = nearest_steps(scaled.magnitude);
+            let signed = signed_steps(steps, scaled.sign, zero);
             if comptime!(plan.results.has_packed()) {
-                words[i / per_word] += nearest_steps(y) << shift;
-                signs[i / per_word] |= sign_at(y, shift, arithmetic);
+                words[i / per_word] = words[i / per_word] * nibble + signed;
             }
             if comptime!(plan.results.has_decoded()) {
-                values[start + i] = round_rne(saturate(y, arithmetic), arithmetic) * scale.decode;
+                let value = if comptime!(arithmetic == Arithmetic::Ieee) {
+                    decode_steps(steps, scaled.sign, zero)
+                } else {
+                    decode_e2m1(signed)
+                };
+                values[start + i] = value * scale.decode;
             }
         } else if comptime!(plan.codes == Codes::E2m1Stochastic) {
-            let y = saturate(y, arithmetic);
+            let y = saturate(x * scale.encode, arithmetic);
             let drawn = byte(random, comptime!(small(i)));
             let code = encode_stochastic(y, drawn);
             if comptime!(plan.results.has_packed()) {
@@ -115,7 +119,7 @@ pub(super) fn encode_group(
                 values[start + i] = decode_e2m1(code) * scale.decode;
             }
         } else {
-            let code = encode_e4m3(y);
+            let code = encode_e4m3(x * scale.encode);
             if comptime!(plan.results.has_packed()) {
                 words[i / per_word] |= code << shift;
             }
@@ -127,7 +131,39 @@ pub(super) fn encode_group(
     if comptime!(plan.codes == Codes::E2m1Nearest && plan.results.has_packed()) {
         #[unroll]
         for i in 0..comptime!(plan.words()) {
-            words[i] = (words[i] - STEPS_OF_A_WORD) | signs[i];
+            words[i] -= STEPS_OF_A_WORD;
+        }
+    }
+}
+
+/// An element times its encode scale: magnitude, and bits that have its sign.
+#[derive(CubeType, Clone, Copy)]
+struct Scaled {
+    magnitude: f32,
+    sign: u32,
+}
+
+/// `x * encode`; NaN has no sign.
+#[cube]
+fn scaled(x: f32, encode: f32, #[comptime] plan: Plan) -> Scaled {
+    if comptime!(plan.access.arithmetic == Arithmetic::Portable) {
+        // Through integers, where a compiler may rewrite sums of products: `x e + x e` is not
+        // `x (2 e)` if `2 e` overflows.
+        let y = saturate(x * encode, Arithmetic::Portable);
+        Scaled {
+            magnitude: f32::abs(y),
+            sign: u32::reinterpret(y),
+        }
+    } else {
+        // A NaN is positive, be it because `pairs` made it so or because the device computed it.
+        let sign = if comptime!(plan.reads_pairs()) {
+            u32::reinterpret(x)
+        } else {
+            u32::reinterpret(x * encode)
+        };
+        Scaled {
+            magnitude: f32::abs(x) * encode,
+            sign,
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Which kernels run for a tensor, and their launches.
 
-use burn_backend::{DType, Shape};
+use burn_backend::DType;
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
@@ -13,12 +13,13 @@ use super::{
 use crate::cpu::Contraction;
 use crate::format::scale::{FP8_Q_MAX, NVFP4_Q_MAX, NVFP4_Q_MAX_256};
 use crate::format::{BlockShape, Format, Fp8Scaling, Reading, e2m1, e4m3};
+use crate::kernels::alpha::{self, OperandScale, Pending};
 use crate::kernels::amax::{Partials, Plain, Slot, Wanted, launch_partials, launch_regions};
 use crate::kernels::arithmetic::Arithmetic;
 use crate::kernels::four_over_six::ErrorRule;
 use crate::kernels::group::{GROUP, Tiling};
 use crate::kernels::philox::KeyWordsLaunch;
-use crate::kernels::source::{Source, TileShape, array, cubes, empty, optional, word};
+use crate::kernels::source::{Source, TileShape, array, cubes, optional, word};
 use crate::kernels::{DecodedTensor, PackedTensor};
 use crate::recipe::{OperandSpec, Rounding, ScaleBound, ScaleRule, SignVector, Transform};
 use crate::rng::RandomKey;
@@ -56,6 +57,8 @@ pub struct Quantized<R: CubeRuntime> {
     pub reading: Reading,
     /// Code times block scale, if it was wanted; in the orientation of the tensor.
     pub decoded: Option<DecodedTensor<R>>,
+    /// The factor after the GEMM with the operand that this one was quantized for.
+    pub alpha: Option<CubeTensor<R>>,
 }
 
 /// Along which axis of a tensor codes and scales are packed.
@@ -102,15 +105,32 @@ pub fn quantize<R: CubeRuntime>(
     jobs: &[Job],
     watch: Option<&Watch<R>>,
 ) -> Vec<Quantized<R>> {
+    quantize_for(x, jobs, watch, None)
+}
+
+/// [`quantize`], where the GEMM of the first job has its other operand already: the factor of the
+/// two comes from the same launch.
+///
+/// # Panics
+/// As [`quantize`].
+pub fn quantize_for<R: CubeRuntime>(
+    x: &CubeTensor<R>,
+    jobs: &[Job],
+    watch: Option<&Watch<R>>,
+    other: Option<&OperandScale<R>>,
+) -> Vec<Quantized<R>> {
     let source = Source::new(x);
     match jobs {
-        [job] => vec![Task::new(&source, job).run_alone(&source, watch)],
+        [job] => vec![Task::new(&source, job).run_alone(&source, watch, other)],
         [a, b] => {
             let (a, b) = (Task::new(&source, a), Task::new(&source, b));
             if a.goes_with(&b) {
-                run_both(&source, &a, &b, watch)
+                run_both(&source, &a, &b, watch, other)
             } else {
-                vec![a.run_alone(&source, watch), b.run_alone(&source, None)]
+                vec![
+                    a.run_alone(&source, watch, other),
+                    b.run_alone(&source, None, None),
+                ]
             }
         }
         _ => panic!(
@@ -352,6 +372,7 @@ impl Task {
         &self,
         source: &Source<R>,
         watch: Option<&Watch<R>>,
+        other: Option<&OperandScale<R>>,
     ) -> Quantized<R> {
         if self.is_empty() {
             return Memory::new(source, self).into_quantized(self, source, None);
@@ -363,10 +384,11 @@ impl Task {
         let partials = launch_partials(source, wanted, plan.access.arithmetic);
         let regions = self.regions(source);
         let memory = Memory::new(source, self);
+        let alpha = other.and_then(|other| self.pending_alpha(source, other));
         let (width, input) = source.argument(self.along);
         let (geometry, tiles) = source.geometry(self.along, tiling, self.covered());
         let client = &source.tensor.client;
-        let cubes = cubes(client, tiles, 8);
+        let cubes = cubes(client, tiles, cubes_per_sm(&[self]));
         let (shapes, dtypes) = (memory.widths(self, source), memory.dtypes());
         // SAFETY: units beyond the source read nothing, and groups beyond the packed operand write
         // nothing: `geometry` and `arguments` hold the sizes that the buffers were made with.
@@ -387,6 +409,7 @@ impl Task {
                 self.arguments(partials.as_ref()),
                 memory.outputs(),
                 watch_argument(watch),
+                alpha::argument(alpha.as_ref()),
                 cubes,
                 plan,
                 source.tensor.dtype.into(),
@@ -394,8 +417,34 @@ impl Task {
                 dtypes[1].into(),
             );
         }
-        memory.into_quantized(self, source, regions)
+        Quantized {
+            alpha: alpha.map(Pending::into_alpha),
+            ..memory.into_quantized(self, source, regions)
+        }
     }
+
+    /// The factor of this operand and another one, unless rows have scales of their own.
+    fn pending_alpha<R: CubeRuntime>(
+        &self,
+        source: &Source<R>,
+        other: &OperandScale<R>,
+    ) -> Option<Pending<R>> {
+        let has_scale = self.has_tensor_scale();
+        let q_max = if has_scale { self.q_max } else { 1.0 };
+        let single = self.amax != AmaxSource::Rows;
+        let pending = || Pending::new(&source.tensor, has_scale, q_max, other);
+        single.then(pending).flatten()
+    }
+}
+
+/// Cubes for each multiprocessor.
+///
+/// Codes are a quarter of what is read: many cubes, so that the last ones to run leave no gap.
+/// Decoded operands are as much as is read or more, and the memory of an H200 takes that up to a
+/// third faster from few cubes.
+fn cubes_per_sm(tasks: &[&Task]) -> u32 {
+    let writes_decoded = tasks.iter().any(|task| task.job.decoded.is_some());
+    if writes_decoded { 4 } else { 24 }
 }
 
 /// What a launch takes for the watch alone.
@@ -412,6 +461,7 @@ fn run_both<R: CubeRuntime>(
     a: &Task,
     b: &Task,
     watch: Option<&Watch<R>>,
+    other: Option<&OperandScale<R>>,
 ) -> Vec<Quantized<R>> {
     let mut wanted = watched(watch);
     a.want(&mut wanted);
@@ -421,6 +471,7 @@ fn run_both<R: CubeRuntime>(
     let partials = launch_partials(source, wanted, plan_a.access.arithmetic);
     let (regions_a, regions_b) = (a.regions(source), b.regions(source));
     let (memory_a, memory_b) = (Memory::new(source, a), Memory::new(source, b));
+    let alpha = other.and_then(|other| a.pending_alpha(source, other));
     let (width_a, input_a) = source.argument(a.along);
     let (width_b, input_b) = source.argument(b.along);
     let (covered_a, covered_b) = (a.covered(), b.covered());
@@ -431,7 +482,7 @@ fn run_both<R: CubeRuntime>(
     let (geometry_a, tiles) = source.geometry(a.along, tiling, covered);
     let (geometry_b, _) = source.geometry(b.along, tiling, covered);
     let client = &source.tensor.client;
-    let cubes = cubes(client, tiles, 8);
+    let cubes = cubes(client, tiles, cubes_per_sm(&[a, b]));
     let (shapes_a, shapes_b) = (memory_a.widths(a, source), memory_b.widths(b, source));
     let (dtypes_a, dtypes_b) = (memory_a.dtypes(), memory_b.dtypes());
     // SAFETY: as for one job.
@@ -462,6 +513,7 @@ fn run_both<R: CubeRuntime>(
             memory_b.outputs(),
             optional(partials.as_ref().map(|partials| &partials.tensor)),
             watch_argument(watch),
+            alpha::argument(alpha.as_ref()),
             cubes,
             plan_a,
             plan_b,
@@ -473,7 +525,10 @@ fn run_both<R: CubeRuntime>(
         );
     }
     vec![
-        memory_a.into_quantized(a, source, regions_a),
+        Quantized {
+            alpha: alpha.map(Pending::into_alpha),
+            ..memory_a.into_quantized(a, source, regions_a)
+        },
         memory_b.into_quantized(b, source, regions_b),
     ]
 }
@@ -502,34 +557,4 @@ fn key_words<R: CubeRuntime>(key: &RandomKey) -> KeyWordsLaunch<R> {
     let [seed_low, seed_high] = key.key_words();
     let [_, step_low, _, last] = key.counter(0.0, 0);
     KeyWordsLaunch::new(seed_low, seed_high, step_low, last)
-}
-
-/// The factor that belongs after a GEMM: `(a * b) * f32(1 / (q_max_a * q_max_b))`, f32 `[1]`.
-///
-/// Each side is an amax `[1]` and what it was mapped to; without an amax, 1 and 1. `None` if
-/// neither side has one.
-///
-/// # Source
-/// [`cpu::gemm_alpha`](crate::cpu::gemm_alpha).
-pub fn alpha<R: CubeRuntime>(
-    lhs: (Option<&CubeTensor<R>>, f32),
-    rhs: (Option<&CubeTensor<R>>, f32),
-) -> Option<CubeTensor<R>> {
-    let like = lhs.0.or(rhs.0)?;
-    let out = empty(like, Shape::new([1]), DType::F32);
-    let factor = 1.0 / (lhs.1 * rhs.1);
-    // SAFETY: one unit; every array has an element.
-    unsafe {
-        crate::kernels::count_launch();
-        super::multiply_amaxes::launch_unchecked::<R>(
-            &like.client,
-            CubeCount::new_single(),
-            CubeDim::new_single(),
-            optional(lhs.0),
-            optional(rhs.0),
-            factor,
-            array(&out),
-        );
-    }
-    Some(out)
 }

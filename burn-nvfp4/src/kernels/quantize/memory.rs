@@ -164,6 +164,7 @@ impl<R: CubeRuntime> Memory<R> {
             packed,
             reading,
             decoded,
+            alpha: None,
         }
     }
 }

@@ -31,6 +31,12 @@ struct Arguments {
     /// Folder for sources that failed, with their logs; emptied first.
     #[arg(long)]
     failed: PathBuf,
+    /// Folder for all sources, to read what a kernel became.
+    #[arg(long)]
+    sources: Option<PathBuf>,
+    /// One architecture instead of all.
+    #[arg(long)]
+    architecture: Option<Architecture>,
     /// Threads on which NVRTC runs.
     #[arg(long, default_value_t = 2)]
     threads: usize,
@@ -78,7 +84,11 @@ fn run(arguments: &Arguments) -> Result<usize> {
         fs::remove_dir_all(&arguments.failed)?;
     }
     let mut rows = Vec::new();
-    for architecture in Architecture::ALL {
+    let architectures = match arguments.architecture {
+        Some(one) => vec![one],
+        None => Architecture::ALL.to_vec(),
+    };
+    for architecture in architectures {
         rows.push((
             architecture,
             check(&nvrtc, &passed, architecture, arguments)?,
@@ -125,9 +135,14 @@ fn keep(
     source: &str,
     log: &str,
 ) -> Result<()> {
-    let file = folder.join(format!("{architecture}-{index}.cu"));
+    let file = format!("{architecture}-{index}.cu");
+    write(folder, &file, &format!("{source}\n/*\n{log}\n*/\n"))
+}
+
+fn write(folder: &Path, file: &str, text: &str) -> Result<()> {
+    let file = folder.join(file);
     fs::create_dir_all(folder)
-        .and_then(|()| fs::write(&file, format!("{source}\n/*\n{log}\n*/\n")))
+        .and_then(|()| fs::write(&file, text))
         .with_context(|| format!("cannot write {}", file.display()))
 }
 
@@ -159,6 +174,12 @@ fn check(
     let outcomes = assemble(nvrtc, passed, architecture, &recording, arguments.threads)?;
     let (mut assembled, mut passed_before) = (0, 0);
     for (index, outcome) in outcomes.iter().enumerate() {
+        if let Some(folder) = &arguments.sources {
+            // Path in Rust, then the name in the source in parentheses.
+            let name = outcome.kernel.name.rsplit('(').next().unwrap_or_default();
+            let file = format!("{architecture}-{}-{index}.cu", name.trim_end_matches(')'));
+            write(folder, &file, &outcome.kernel.source)?;
+        }
         match &outcome.verdict {
             Verdict::Assembled => assembled += 1,
             Verdict::PassedBefore => passed_before += 1,

@@ -26,15 +26,19 @@ use cubecl_cpp::shared::{
 pub type Dialect = CudaDialect<CudaWmmaCompiler>;
 
 /// An architecture that kernels are assembled for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, clap::ValueEnum)]
 pub enum Architecture {
     /// A100.
+    #[value(name = "sm_80")]
     Sm80,
     /// H100, H200.
+    #[value(name = "sm_90a")]
     Sm90a,
     /// B200.
+    #[value(name = "sm_100a")]
     Sm100a,
     /// RTX 50, RTX PRO Blackwell.
+    #[value(name = "sm_120a")]
     Sm120a,
 }
 

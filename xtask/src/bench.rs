@@ -8,10 +8,24 @@ use anyhow::{Context, Result, bail};
 
 use crate::workspace;
 
+/// Those that need no GPU, which is what the package's default features build.
+const CPU: &[&str] = &["bench", "-p", "burn-nvfp4"];
+/// The one that needs a CUDA device.
+const GPU: &[&str] = &[
+    "bench",
+    "-p",
+    "burn-nvfp4",
+    "--features",
+    "cuda",
+    "--bench",
+    "gpu",
+];
+
 /// Runs the benchmarks that match `filter`, after a line on machine, date, commit and command.
 #[expect(clippy::print_stdout, reason = "a command line tool reports on stdout")]
-pub(crate) fn run(filter: &[String]) -> Result<()> {
-    let mut arguments = vec!["bench".to_owned(), "-p".to_owned(), "burn-nvfp4".to_owned()];
+pub(crate) fn run(gpu: bool, filter: &[String]) -> Result<()> {
+    let chosen = if gpu { GPU } else { CPU };
+    let mut arguments: Vec<_> = chosen.iter().map(|&argument| argument.to_owned()).collect();
     if !filter.is_empty() {
         arguments.push("--".to_owned());
         arguments.extend_from_slice(filter);

@@ -39,6 +39,9 @@ enum Command {
     Ci,
     /// Run the library's benchmarks and print machine, date, commit and command with them.
     Bench {
+        /// The benchmark of the CUDA kernels and GEMMs, in place of those of the CPU.
+        #[arg(long)]
+        gpu: bool,
         /// Only benchmarks whose name contains this.
         filter: Vec<String>,
     },
@@ -68,7 +71,7 @@ fn run(command: &Command) -> Result<()> {
         } => println!("tidy: {}", tidy::check()?),
         Command::CudaCheck => println!("cuda-check: {}", cuda_check::check()?),
         Command::Ci => ci::run()?,
-        Command::Bench { filter } => bench::run(filter)?,
+        Command::Bench { gpu, filter } => bench::run(*gpu, filter)?,
     }
     Ok(())
 }

@@ -4,14 +4,14 @@
 //! (with a checkpoint), 1 for the rest. An error is one line on stderr that begins with `error: `.
 
 mod panics;
-pub mod args;
-pub mod sources;
-pub mod signal;
-pub mod plot;
-pub mod report;
-pub mod prepare;
-pub mod backend;
-pub mod train;
+pub(crate) mod args;
+pub(crate) mod sources;
+pub(crate) mod signal;
+pub(crate) mod plot;
+pub(crate) mod report;
+pub(crate) mod prepare;
+pub(crate) mod backend;
+pub(crate) mod train;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -24,7 +24,7 @@ use args::{Arguments, Command};
 
 /// How a command ended, other than well.
 #[derive(Debug)]
-pub enum Failure {
+pub(crate) enum Failure {
     /// The command line or a configuration is wrong.
     Usage(String),
     /// Anything else.
@@ -33,19 +33,19 @@ pub enum Failure {
 
 impl Failure {
     /// A failure of the second kind from any error, causes included.
-    pub fn error(error: impl Into<anyhow::Error>) -> Self {
+    pub(crate) fn error(error: impl Into<anyhow::Error>) -> Self {
         Self::Error(format!("{:#}", error.into()))
     }
 
     /// A failure of the first kind from any error, causes included.
-    pub fn usage(error: impl Into<anyhow::Error>) -> Self {
+    pub(crate) fn usage(error: impl Into<anyhow::Error>) -> Self {
         Self::Usage(format!("{:#}", error.into()))
     }
 }
 
 /// How a command ended well.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Success {
+pub(crate) enum Success {
     /// It did everything.
     Done,
     /// It was interrupted and saved its state.
@@ -53,7 +53,7 @@ pub enum Success {
 }
 
 /// Runs the command with the arguments of the process.
-pub fn main() -> ExitCode {
+pub(crate) fn main() -> ExitCode {
     panics::report_in_one_line();
     match std::panic::catch_unwind(|| run(std::env::args_os())) {
         Ok(Ok(Success::Done)) => ExitCode::SUCCESS,
@@ -74,7 +74,7 @@ pub fn main() -> ExitCode {
 ///
 /// # Errors
 /// [`Failure`], one line each.
-pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<Success, Failure> {
+pub(crate) fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<Success, Failure> {
     let arguments = match Arguments::try_parse_from(arguments) {
         Ok(arguments) => arguments,
         Err(error)

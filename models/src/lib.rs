@@ -8,4 +8,3 @@ pub mod hybrid;
 pub mod checkpoint;
 pub mod generate;
 pub mod train;
-pub mod cli;

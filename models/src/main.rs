@@ -1,7 +1,10 @@
-//! The command `nvfp4`; everything is in [`burn_nvfp4_models::cli`].
+//! The command `nvfp4`. Here and not in the library, where a change of a model would compile every
+//! backend's training again.
 
 use std::process::ExitCode;
 
+mod cli;
+
 fn main() -> ExitCode {
-    burn_nvfp4_models::cli::main()
+    cli::main()
 }

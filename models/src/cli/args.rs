@@ -6,20 +6,20 @@ use std::path::PathBuf;
 use burn_nvfp4::recipe::{RecipeError, presets};
 use clap::{Args, Parser, Subcommand};
 
-use crate::train::config::{BackendName, ModelSource, TrainConfig};
+use burn_nvfp4_models::train::config::{BackendName, ModelSource, TrainConfig};
 
 /// Trains hybrid Mamba-Transformer models in NVFP4.
 #[derive(Debug, Parser)]
 #[command(name = "nvfp4", version)]
-pub struct Arguments {
+pub(crate) struct Arguments {
     /// What to do.
     #[command(subcommand)]
-    pub command: Command,
+    pub(crate) command: Command,
 }
 
 /// What to do.
 #[derive(Debug, Subcommand)]
-pub enum Command {
+pub(crate) enum Command {
     /// Pretrain a hybrid model. Without arguments: a 1 M-parameter model on the Rust sources of the
     /// locked dependencies, in about three minutes on two cores.
     ///
@@ -29,70 +29,70 @@ pub enum Command {
 
 /// Arguments of `nvfp4 train`; each overrides one field of the configuration.
 #[derive(Clone, Debug, Default, Args)]
-pub struct TrainArgs {
+pub(crate) struct TrainArgs {
     /// Configuration of the run (TOML); without it the built-in configs/default.toml.
     #[arg(long, value_name = "FILE")]
-    pub config: Option<PathBuf>,
+    pub(crate) config: Option<PathBuf>,
     /// A text file, or a folder of text files.
     #[arg(long, value_name = "PATH")]
-    pub data: Option<PathBuf>,
+    pub(crate) data: Option<PathBuf>,
     /// A Hugging Face tokenizer.json instead of bytes.
     #[arg(long, value_name = "FILE")]
-    pub tokenizer: Option<PathBuf>,
+    pub(crate) tokenizer: Option<PathBuf>,
     /// Model size by name, e.g. tiny-1m.
     #[arg(long, value_name = "PRESET", conflicts_with = "model_config")]
-    pub model: Option<String>,
+    pub(crate) model: Option<String>,
     /// Model dimensions from a Hugging Face config.json.
     #[arg(long, value_name = "FILE")]
-    pub model_config: Option<PathBuf>,
+    pub(crate) model_config: Option<PathBuf>,
     /// Recipe of the quantized layers, e.g. nvidia, or high_precision for none.
     #[arg(long, value_name = "NAME")]
-    pub recipe: Option<String>,
+    pub(crate) recipe: Option<String>,
     /// Which layers are quantized, e.g. paper.
     #[arg(long, value_name = "NAME")]
-    pub policy: Option<String>,
+    pub(crate) policy: Option<String>,
     /// What runs the tensors.
     #[arg(long, value_enum)]
-    pub backend: Option<BackendName>,
+    pub(crate) backend: Option<BackendName>,
     /// Which GPU, counted from 0; CPU backends have none.
     #[arg(long, value_name = "INDEX", default_value_t = 0)]
-    pub device: usize,
+    pub(crate) device: usize,
     /// Optimizer steps.
     #[arg(long, value_name = "N")]
-    pub steps: Option<u64>,
+    pub(crate) steps: Option<u64>,
     /// Sequences in a micro-batch.
     #[arg(long, value_name = "N")]
-    pub batch_size: Option<NonZeroUsize>,
+    pub(crate) batch_size: Option<NonZeroUsize>,
     /// Tokens in a sequence.
     #[arg(long, value_name = "N")]
-    pub seq_len: Option<NonZeroUsize>,
+    pub(crate) seq_len: Option<NonZeroUsize>,
     /// Micro-batches whose gradients are averaged into one step.
     #[arg(long, value_name = "N")]
-    pub accumulate: Option<NonZeroUsize>,
+    pub(crate) accumulate: Option<NonZeroUsize>,
     /// Peak learning rate; the last one keeps its ratio to it.
     #[arg(long, value_name = "RATE", allow_negative_numbers = true)]
-    pub lr: Option<f64>,
+    pub(crate) lr: Option<f64>,
     /// Seed of initial values, data order and random rounding.
     #[arg(long, value_name = "N")]
-    pub seed: Option<u64>,
+    pub(crate) seed: Option<u64>,
     /// Steps between validations.
     #[arg(long, value_name = "N")]
-    pub eval_every: Option<u64>,
+    pub(crate) eval_every: Option<u64>,
     /// Steps between checkpoints.
     #[arg(long, value_name = "N")]
-    pub save_every: Option<u64>,
+    pub(crate) save_every: Option<u64>,
     /// Directory of the run; runs/ and the name in the configuration if absent.
     #[arg(long, value_name = "DIR")]
-    pub out: Option<PathBuf>,
+    pub(crate) out: Option<PathBuf>,
     /// Continue the run in its directory from the latest checkpoint, or from that of a step.
     #[arg(long, value_name = "STEP", num_args = 0..=1, require_equals = true)]
-    pub resume: Option<Option<u64>>,
+    pub(crate) resume: Option<Option<u64>>,
     /// Plain lines instead of the full-screen display.
     #[arg(long)]
-    pub plain: bool,
+    pub(crate) plain: bool,
     /// Steps between plain lines.
     #[arg(long, value_name = "N", default_value_t = 10)]
-    pub log_every: usize,
+    pub(crate) log_every: usize,
 }
 
 impl TrainArgs {
@@ -100,7 +100,7 @@ impl TrainArgs {
     ///
     /// # Errors
     /// A recipe that there is not.
-    pub fn apply(&self, config: &mut TrainConfig) -> Result<(), RecipeError> {
+    pub(crate) fn apply(&self, config: &mut TrainConfig) -> Result<(), RecipeError> {
         fn set<T: Clone>(field: &mut T, argument: &Option<T>) {
             if let Some(value) = argument {
                 field.clone_from(value);

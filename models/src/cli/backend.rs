@@ -2,14 +2,16 @@
 
 #[cfg(feature = "cuda")]
 mod cuda;
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+mod kernel_cache;
 
 use burn::backend::{Autodiff, Flex, NdArray};
 use burn::tensor::Tensor;
 use burn::tensor::backend::AutodiffBackend;
 use burn_nvfp4::{Nvfp4, Nvfp4Engine};
 
-use crate::train::config::BackendName;
-use crate::train::numerics::Quantized;
+use burn_nvfp4_models::train::config::BackendName;
+use burn_nvfp4_models::train::numerics::Quantized;
 
 use super::prepare::Prepared;
 use super::{Failure, Success, panics};
@@ -27,7 +29,7 @@ fn missing_feature(backend: BackendName) -> Option<&'static str> {
 ///
 /// # Errors
 /// [`Failure::Usage`] that names the feature to build with, [`Failure::Error`] for the device.
-pub fn check(backend: BackendName, device: usize) -> Result<(), Failure> {
+pub(crate) fn check(backend: BackendName, device: usize) -> Result<(), Failure> {
     if let Some(feature) = missing_feature(backend) {
         return Err(Failure::Usage(format!(
             "this build has no {feature} backend; build it with --features {feature}, or take \
@@ -50,7 +52,7 @@ pub fn check(backend: BackendName, device: usize) -> Result<(), Failure> {
 ///
 /// # Errors
 /// [`Failure`], one line each.
-pub fn dispatch(prepared: Prepared) -> Result<Success, Failure> {
+pub(crate) fn dispatch(prepared: Prepared) -> Result<Success, Failure> {
     let backend = prepared.config.precision.backend;
     check(backend, prepared.device)?;
     match backend {
@@ -59,6 +61,7 @@ pub fn dispatch(prepared: Prepared) -> Result<Success, Failure> {
         #[cfg(feature = "wgpu")]
         BackendName::Wgpu => {
             use burn::backend::wgpu::WgpuDevice;
+            kernel_cache::enable("wgpu");
             let device = match prepared.device {
                 0 => WgpuDevice::DefaultDevice,
                 index => WgpuDevice::DiscreteGpu(index),
@@ -67,6 +70,7 @@ pub fn dispatch(prepared: Prepared) -> Result<Success, Failure> {
         }
         #[cfg(feature = "cuda")]
         BackendName::Cuda => {
+            kernel_cache::enable(&cuda::architecture(prepared.device).map_err(Failure::Error)?);
             let device = burn::backend::cuda::CudaDevice::new(prepared.device);
             run::<Autodiff<burn::backend::Cuda>>(prepared, device)
         }

@@ -20,18 +20,36 @@ pub(super) fn report_in_one_line() {
         }
         drop(captured);
         if !seen.swap(true, Ordering::SeqCst) {
-            let place = info
-                .location()
-                .map(|at| format!(" ({}:{})", at.file(), at.line()));
+            let message = message(info);
+            let line = out_of_memory(&message).unwrap_or_else(|| {
+                let place = info
+                    .location()
+                    .map(|at| format!(" ({}:{})", at.file(), at.line()));
+                format!("internal error: {message}{}", place.unwrap_or_default())
+            });
             // Nobody is left to tell if writing fails.
-            let _ = writeln!(
-                std::io::stderr(),
-                "error: internal error: {}{}",
-                message(info),
-                place.unwrap_or_default()
-            );
+            let _ = writeln!(std::io::stderr(), "error: {line}");
         }
     }));
+}
+
+/// What to tell of a panic that says that a device has no memory left: CubeCL has no other way to.
+fn out_of_memory(message: &str) -> Option<String> {
+    let advice = "take a smaller --batch-size or --seq-len";
+    let too_large = "can't allocate buffer of size: ";
+    if let Some(at) = message.find(too_large) {
+        let digits = message[at + too_large.len()..]
+            .chars()
+            .take_while(char::is_ascii_digit);
+        let bytes: f64 = digits.collect::<String>().parse().ok()?;
+        let gigabytes = bytes / 1e9;
+        return Some(format!(
+            "out of device memory: a buffer of {gigabytes:.1} GB does not fit; {advice}"
+        ));
+    }
+    let exhausted = ["OUT_OF_MEMORY", "out of memory", "OutOfMemory"];
+    let is_exhausted = exhausted.iter().any(|text| message.contains(text));
+    is_exhausted.then(|| format!("out of device memory; {advice}"))
 }
 
 fn message(info: &PanicHookInfo<'_>) -> String {
@@ -50,4 +68,24 @@ pub(super) fn attempt<T>(work: impl FnOnce() -> T + UnwindSafe) -> Result<T, Str
         let first = messages.into_iter().next();
         first.unwrap_or_else(|| "no reason is given".to_owned())
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::out_of_memory;
+
+    #[test]
+    fn exhausted_memory_is_told_with_the_size_if_there_is_one() {
+        let told = |message| out_of_memory(message).unwrap_or_default();
+        assert_eq!(
+            told("an `Err` value: can't allocate buffer of size: 80609280000 No backtrace"),
+            "out of device memory: a buffer of 80.6 GB does not fit; \
+             take a smaller --batch-size or --seq-len"
+        );
+        assert_eq!(
+            told("DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")"),
+            "out of device memory; take a smaller --batch-size or --seq-len"
+        );
+        assert_eq!(out_of_memory("index out of bounds"), None);
+    }
 }

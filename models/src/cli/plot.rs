@@ -4,14 +4,14 @@ use std::path::Path;
 
 use plotters::prelude::*;
 
-use crate::data::Floors;
-use crate::train::log::{Forward, LogLine};
+use burn_nvfp4_models::data::Floors;
+use burn_nvfp4_models::train::log::{Forward, LogLine};
 
 /// Draws training and validation bits per byte, with the floors as lines.
 ///
 /// # Errors
 /// If the picture cannot be written.
-pub fn loss_curve(path: &Path, lines: &[LogLine], floors: Floors) -> anyhow::Result<()> {
+pub(crate) fn loss_curve(path: &Path, lines: &[LogLine], floors: Floors) -> anyhow::Result<()> {
     let (mut training, mut validation) = (Vec::new(), Vec::new());
     for line in lines {
         match line {

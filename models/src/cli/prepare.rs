@@ -9,10 +9,10 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use crate::checkpoint::run::{RunCheckpoint, RunDirectory, RunError, differences};
-use crate::config::HybridConfig;
-use crate::data::{Corpus, TokenFile, Tokenizer};
-use crate::train::config::{ModelSource, TrainConfig};
+use burn_nvfp4_models::checkpoint::run::{RunCheckpoint, RunDirectory, RunError, differences};
+use burn_nvfp4_models::config::HybridConfig;
+use burn_nvfp4_models::data::{Corpus, TokenFile, Tokenizer};
+use burn_nvfp4_models::train::config::{ModelSource, TrainConfig};
 
 use super::args::TrainArgs;
 use super::{Failure, backend, sources};
@@ -22,11 +22,11 @@ const DEFAULT: &str = include_str!("../../../configs/default.toml");
 
 /// Everything that is known before a backend is chosen.
 #[derive(Debug)]
-pub struct Prepared {
+pub(crate) struct Prepared {
     /// The resolved configuration.
-    pub config: TrainConfig,
+    pub(crate) config: TrainConfig,
     /// The model.
-    pub model: HybridConfig,
+    pub(crate) model: HybridConfig,
     pub(super) tokenizer: Tokenizer,
     pub(super) tokens: Arc<TokenFile>,
     pub(super) directory: RunDirectory,

@@ -3,11 +3,11 @@
 use std::fmt::Write;
 use std::path::Path;
 
-use crate::train::log::FinalLine;
-use crate::train::renderer::duration;
+use burn_nvfp4_models::train::log::FinalLine;
+use burn_nvfp4_models::train::renderer::duration;
 
 /// The summary table.
-pub fn summary(figures: &FinalLine, recipe: &str, directory: &Path) -> String {
+pub(crate) fn summary(figures: &FinalLine, recipe: &str, directory: &Path) -> String {
     let mut out = String::new();
     let mut row = |name: &str, loss: Option<f64>, bits: Option<f64>| {
         let number =
@@ -61,7 +61,7 @@ pub fn summary(figures: &FinalLine, recipe: &str, directory: &Path) -> String {
 }
 
 /// Bytes for a terminal: invalid UTF-8 and control characters become visible marks.
-pub fn printable(bytes: &[u8]) -> String {
+pub(crate) fn printable(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
     let mark = |c: char| {
         if c.is_control() && c != '\n' && c != '\t' {

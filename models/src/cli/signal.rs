@@ -11,13 +11,13 @@ use super::Failure;
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// Exit code after an interrupt: 128 + SIGINT, as shells report it.
-pub const INTERRUPTED: i32 = 130;
+pub(crate) const INTERRUPTED: i32 = 130;
 
 /// Lets SIGINT, SIGTERM and SIGHUP stop the run through `interrupter`.
 ///
 /// # Errors
 /// If the process has a handler already.
-pub fn install(interrupter: &Interrupter) -> Result<(), Failure> {
+pub(crate) fn install(interrupter: &Interrupter) -> Result<(), Failure> {
     let asked = AtomicBool::new(false);
     let interrupter = interrupter.clone();
     ctrlc::set_handler(move || {
@@ -35,7 +35,7 @@ pub fn install(interrupter: &Interrupter) -> Result<(), Failure> {
 /// The interface puts the terminal into raw mode from a thread of its own, at a time that it does
 /// not tell, and in raw mode Ctrl-C is a key that it ignores. This waits for raw mode and turns
 /// signals on again; the interface restores the terminal to what it was.
-pub fn keep_in_raw_mode() {
+pub(crate) fn keep_in_raw_mode() {
     #[cfg(unix)]
     std::thread::spawn(|| {
         use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use cargo_metadata::MetadataCommand;
 
-use crate::data::Corpus;
+use burn_nvfp4_models::data::Corpus;
 
 use super::Failure;
 
@@ -45,7 +45,7 @@ const PACKAGES: [&str; 24] = [
 ///
 /// # Errors
 /// One line that says to pass `--data` if the checkout or cargo is not there.
-pub fn locked_dependencies() -> Result<Corpus, Failure> {
+pub(crate) fn locked_dependencies() -> Result<Corpus, Failure> {
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml");
     let unavailable = |reason: String| {
         Failure::Error(format!(

@@ -2,7 +2,7 @@
 //!
 //! 1. [`super::prepare`]: what the run is; what can be refused is refused.
 //! 2. [`super::backend`]: which backend.
-//! 3. Model, log, loop ([`crate::train::fit`]).
+//! 3. Model, log, loop ([`burn_nvfp4_models::train::fit`]).
 //! 4. Summary, plot, sample.
 
 use std::fs;
@@ -15,16 +15,16 @@ use burn::train::Interrupter;
 use burn_nvfp4::engine::Support;
 use serde_json::json;
 
-use crate::checkpoint::run::RunDirectory;
-use crate::data::{Floors, Split, TrainBatches, ValidationBatches};
-use crate::generate::{Sampling, generate};
-use crate::hybrid::HybridLm;
-use crate::train::fit::{Batches, Display, Trainee, fit};
-use crate::train::log::{self, FinalLine, LogLine, RunLog};
-use crate::train::numerics::Numerics;
-use crate::train::output::bits_per_byte;
-use crate::train::plan::{Ending, FinalFigures, Outcome, StepPlan};
-use crate::train::strategy::StepStrategy;
+use burn_nvfp4_models::checkpoint::run::RunDirectory;
+use burn_nvfp4_models::data::{Floors, Split, TrainBatches, ValidationBatches};
+use burn_nvfp4_models::generate::{Sampling, generate};
+use burn_nvfp4_models::hybrid::HybridLm;
+use burn_nvfp4_models::train::fit::{Batches, Display, Trainee, fit};
+use burn_nvfp4_models::train::log::{self, FinalLine, LogLine, RunLog};
+use burn_nvfp4_models::train::numerics::Numerics;
+use burn_nvfp4_models::train::output::bits_per_byte;
+use burn_nvfp4_models::train::plan::{Ending, FinalFigures, Outcome, StepPlan};
+use burn_nvfp4_models::train::strategy::StepStrategy;
 
 use super::args::TrainArgs;
 use super::prepare::{Prepared, prepare};
@@ -34,7 +34,7 @@ use super::{Failure, Success, backend, plot, report, signal};
 ///
 /// # Errors
 /// [`Failure`], one line each.
-pub fn train(arguments: &TrainArgs) -> Result<Success, Failure> {
+pub(crate) fn train(arguments: &TrainArgs) -> Result<Success, Failure> {
     let prepared = prepare(arguments)?;
     backend::dispatch(prepared)
 }
@@ -44,7 +44,7 @@ impl Prepared {
     ///
     /// # Errors
     /// [`Failure`], one line each.
-    pub fn run<B: AutodiffBackend>(
+    pub(crate) fn run<B: AutodiffBackend>(
         self,
         device: &B::Device,
         support: &Support,

@@ -6,6 +6,9 @@ use std::path::{Path, PathBuf};
 
 use cudarc::driver::{result, sys};
 
+const NO_GPU: &str =
+    "--backend cuda: the NVIDIA driver sees no GPU (CUDA_VISIBLE_DEVICES may hide it)";
+
 /// Checks driver, device and run-time compiler.
 ///
 /// # Errors
@@ -15,14 +18,15 @@ pub(super) fn check(index: usize) -> Result<(), String> {
     if !unsafe { sys::is_culib_present() } {
         return Err("--backend cuda: there is no NVIDIA driver (libcuda cannot be loaded)".into());
     }
-    result::init().map_err(|error| {
-        format!("--backend cuda: the NVIDIA driver does not start: {error}; is there a GPU?")
+    result::init().map_err(|error| match error.0 {
+        sys::CUresult::CUDA_ERROR_NO_DEVICE => NO_GPU.to_owned(),
+        _ => format!("--backend cuda: the NVIDIA driver does not start: {error}"),
     })?;
     let count = result::device::get_count()
         .map_err(|error| format!("--backend cuda: cannot count the GPUs: {error}"))?;
     let count = usize::try_from(count).unwrap_or(0);
     if count == 0 {
-        return Err("--backend cuda: the NVIDIA driver sees no GPU".to_owned());
+        return Err(NO_GPU.to_owned());
     }
     if index >= count {
         let known = match count {
@@ -50,6 +54,30 @@ pub(super) fn check(index: usize) -> Result<(), String> {
     memory(index)
 }
 
+/// The architecture of a device that was checked, as in `sm_90`.
+///
+/// # Errors
+/// One line, if the driver does not tell.
+pub(super) fn architecture(index: usize) -> Result<String, String> {
+    use sys::CUdevice_attribute::{
+        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR as MAJOR,
+        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR as MINOR,
+    };
+    let device = open(index)?;
+    let number = |attribute| {
+        // SAFETY: the device was opened.
+        unsafe { result::device::get_attribute(device, attribute) }
+            .map_err(|error| format!("--device {index}: its architecture is unknown: {error}"))
+    };
+    Ok(format!("sm_{}{}", number(MAJOR)?, number(MINOR)?))
+}
+
+fn open(index: usize) -> Result<sys::CUdevice, String> {
+    let number = c_int::try_from(index).map_err(|_| format!("--device {index}: out of range"))?;
+    result::device::get(number)
+        .map_err(|error| format!("--device {index}: cannot be opened: {error}"))
+}
+
 /// Where CubeCL looks for the headers.
 fn toolkit() -> PathBuf {
     std::env::var_os("CUDA_PATH").map_or_else(|| Path::new("/usr/local/cuda").into(), PathBuf::from)
@@ -57,9 +85,7 @@ fn toolkit() -> PathBuf {
 
 /// A context needs some memory; a full device is better told here.
 fn memory(index: usize) -> Result<(), String> {
-    let index = c_int::try_from(index).map_err(|_| format!("--device {index}: out of range"))?;
-    let device = result::device::get(index)
-        .map_err(|error| format!("--device {index}: cannot be opened: {error}"))?;
+    let device = open(index)?;
     // SAFETY: the device was just opened, and the context is released below.
     let context = unsafe { result::primary_ctx::retain(device) }
         .map_err(|error| format!("--device {index}: no context can be made on it: {error}"))?;

@@ -27,10 +27,6 @@ pub struct Cache<B: Backend> {
 
 /// What one mixer remembers.
 #[derive(Clone, Debug)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "a model has tens of blocks, and one cache"
-)]
 pub enum Memory<B: Backend> {
     /// Of a Mamba-2 mixer; `None` before the first token.
     Mamba(Option<Mamba2State<B>>),

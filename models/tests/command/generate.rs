@@ -110,15 +110,34 @@ fn a_text_ends_at_its_limit_at_an_end_of_text_token_or_with_the_window() {
     );
 }
 
+/// A tokenizer of whole words.
+fn words<'a>(vocab: impl IntoIterator<Item = (&'a str, u32)>) -> String {
+    let vocab: serde_json::Map<_, _> = vocab
+        .into_iter()
+        .map(|(word, id)| (word.to_owned(), json!(id)))
+        .collect();
+    json!({
+        "version": "1.0",
+        "added_tokens": [],
+        "pre_tokenizer": {"type": "Whitespace"},
+        "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "?"},
+    })
+    .to_string()
+}
+
 /// Reads a few bytes while the command runs, and closes the pipe on it.
 #[cfg(unix)]
 #[test]
 fn text_comes_while_it_is_made_and_a_closed_pipe_ends_it() {
     let shelf = Shelf::new();
-    let arguments = "--model model --max-tokens 1000000 --temperature 1 --top-k 20";
+    // No id ends a text: the tokenizer knows no separator, and the model's is out of reach.
+    shelf.add("endless", |config| config.special_tokens.eos = vec![999]);
+    let names: Vec<String> = (0..256).map(|id| format!("w{id}")).collect();
+    let vocab = (0..).zip(&names).map(|(id, name)| (name.as_str(), id));
+    fs::write(shelf.path("endless/tokenizer.json"), words(vocab)).unwrap();
     let mut child = shelf
-        .command(&["--tokenizer", "bytes", "--prompt", "ab cd"])
-        .args(arguments.split_whitespace())
+        .command(&["--model", "endless", "--prompt", "w1 w2"])
+        .args(["--max-tokens", "1000000"])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
@@ -133,27 +152,12 @@ fn text_comes_while_it_is_made_and_a_closed_pipe_ends_it() {
     assert!(stderr.contains("stdout was closed"), "{stderr}");
 }
 
-/// A tokenizer of whole words.
-fn words(vocab: &[(&str, u32)]) -> String {
-    let vocab: serde_json::Map<_, _> = vocab
-        .iter()
-        .map(|&(word, id)| (word.to_owned(), json!(id)))
-        .collect();
-    json!({
-        "version": "1.0",
-        "added_tokens": [],
-        "pre_tokenizer": {"type": "Whitespace"},
-        "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "?"},
-    })
-    .to_string()
-}
-
 #[test]
 fn the_tokenizer_of_the_folder_is_taken() {
     let shelf = Shelf::new();
     fs::write(
         shelf.path("model/tokenizer.json"),
-        words(&[("?", 0), ("ab", 1), ("cd", 2)]),
+        words([("?", 0), ("ab", 1), ("cd", 2)]),
     )
     .unwrap();
     let output = shelf
@@ -188,7 +192,7 @@ fn what_is_wrong_with_a_checkpoint_or_a_prompt_exits_with_1() {
     let deeper = config.replacen("\"hidden_size\": 32", "\"hidden_size\": 48", 1);
     assert_ne!(config, deeper);
     fs::write(shelf.path("deeper/config.json"), deeper).unwrap();
-    let tokenizer = words(&[("?", 0), ("ab", 1), ("cd", 999)]);
+    let tokenizer = words([("?", 0), ("ab", 1), ("cd", 999)]);
     fs::write(shelf.path("large/tokenizer.json"), tokenizer).unwrap();
     fs::write(shelf.path("garbled/tokenizer.json"), "{\"model\": 3}").unwrap();
     fs::write(shelf.path("file"), "").unwrap();

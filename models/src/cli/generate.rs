@@ -33,13 +33,13 @@ struct Request {
     /// Ids that end the text.
     ends: Vec<u32>,
     /// Most tokens, and what is used up then.
-    most: (usize, End),
+    most: (usize, Stop),
     sampling: Sampling,
 }
 
 /// Why a text ended.
 #[derive(Clone, Copy, Debug)]
-enum End {
+enum Stop {
     /// The model said so.
     EndOfText,
     /// `--max-tokens`.
@@ -120,7 +120,7 @@ fn tokenizer(dir: &Path, asked: Option<&Path>) -> Result<Tokenizer, Failure> {
 }
 
 /// How many tokens may follow the prompt, and what is used up then.
-fn most(prompt: &[u32], config: &HybridConfig, limit: usize) -> Result<(usize, End), Failure> {
+fn most(prompt: &[u32], config: &HybridConfig, limit: usize) -> Result<(usize, Stop), Failure> {
     let (tokens, window) = (prompt.len(), config.context_len);
     match window.checked_sub(tokens) {
         None => Err(Failure::Error(format!(
@@ -128,8 +128,8 @@ fn most(prompt: &[u32], config: &HybridConfig, limit: usize) -> Result<(usize, E
              (max_position_embeddings)"
         ))),
         // The last token is not read again, so it needs no place in the window.
-        Some(left) if left < limit - 1 => Ok((left + 1, End::Window)),
-        Some(_) => Ok((limit, End::Limit)),
+        Some(left) if left < limit - 1 => Ok((left + 1, Stop::Window)),
+        Some(_) => Ok((limit, Stop::Limit)),
     }
 }
 
@@ -143,17 +143,17 @@ impl OnBackend for Request {
         let mut text = TextStream::after(&self.tokenizer, &self.prompt);
         let out = Output::new();
         let (most, used_up) = self.most;
-        let (mut count, mut end) = (0, used_up);
+        let (mut count, mut stop) = (0, used_up);
         let mut first = None;
         for id in ids.take(most) {
             count += 1;
             first.get_or_insert_with(Instant::now);
             if self.ends.contains(&id) {
-                end = End::EndOfText;
+                stop = Stop::EndOfText;
                 break;
             }
             if !out.write(&text.push(id))? {
-                end = End::Unread;
+                stop = Stop::Unread;
                 break;
             }
         }
@@ -165,7 +165,7 @@ impl OnBackend for Request {
             self.prompt.len(),
             (first - start).as_secs_f64(),
             rate(count, first.elapsed().as_secs_f64()),
-            end.reason(),
+            stop.reason(),
         ));
         Ok(Success::Done)
     }
@@ -180,7 +180,7 @@ fn rate(count: usize, seconds: f64) -> String {
     }
 }
 
-impl End {
+impl Stop {
     fn reason(self) -> &'static str {
         match self {
             Self::EndOfText => "ended by the end-of-text token",
@@ -229,7 +229,7 @@ mod tests {
         let mut config = HybridConfig::preset("tiny-1m", 256).unwrap();
         config.context_len = 10;
         let most = |tokens, limit| match most(&vec![0; tokens], &config, limit) {
-            Ok((most, end)) => format!("{most} {end:?}"),
+            Ok((most, stop)) => format!("{most} {stop:?}"),
             Err(_) => "refused".to_owned(),
         };
         assert_eq!(most(10, 1), "1 Limit");

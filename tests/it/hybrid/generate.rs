@@ -152,9 +152,9 @@ fn rows(ids: &Numbers, len: usize) -> Vec<Vec<u32>> {
         .collect()
 }
 
-/// Compares the cache's part of all fixtures; returns how many tensors that were.
-fn check_all<B: Backend>() -> usize {
-    let mut compared = 0;
+/// Compares the cache's part of all fixtures; says what was compared.
+fn check_all<B: Backend>() -> String {
+    let (mut compared, mut lines) = (0, String::new());
     for dir in fixtures() {
         let io = Io::read(&dir);
         let model = load::<B>(&dir);
@@ -180,14 +180,12 @@ fn check_all<B: Backend>() -> usize {
             .filter(|(key, _)| key.starts_with("split.cache."));
         assert_eq!(given.count(), asked.count(), "{}", dir.display());
         let worst = found.iter().fold(0.0, |worst: f64, (_, e)| worst.max(*e));
-        println!(
-            "{}: {} tensors, worst {worst:.1e}",
-            dir.display(),
-            found.len()
-        );
+        let (name, count) = (dir.display(), found.len());
+        lines += &format!("{name}: {count} tensors, worst {worst:.1e}\n");
         compared += found.len();
     }
-    compared
+    assert!(compared >= COMMITTED, "{lines}");
+    lines
 }
 
 fn load<B: Backend>(dir: &Path) -> HybridLm<B> {
@@ -197,12 +195,12 @@ fn load<B: Backend>(dir: &Path) -> HybridLm<B> {
 
 #[test]
 fn ndarray_decodes_splits_and_masks_as_every_fixture_says() {
-    assert!(check_all::<NdArray<f32>>() >= COMMITTED);
+    println!("{}", check_all::<NdArray<f32>>());
 }
 
 #[test]
 fn flex_decodes_splits_and_masks_as_every_fixture_says() {
-    assert!(check_all::<Flex>() >= COMMITTED);
+    println!("{}", check_all::<Flex>());
 }
 
 /// The preset `tiny-1m` with other blocks, and random weights.

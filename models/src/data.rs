@@ -1,5 +1,6 @@
 //! Text in, batches of token windows out: [`source`] gathers files, [`tokenizer`] turns text into
-//! ids and back ([`text_stream`]: as they come), [`tokens`] keeps them in a memory-mapped file, [`batches`] cuts windows by position.
+//! ids and back ([`text_stream`]: as they come), [`tokens`] keeps them in a memory-mapped file,
+//! [`batches`] cuts windows by position.
 //!
 //! No model types and no state: which tokens a micro-batch holds is a function of the seed, the
 //! step and the index of the micro-batch alone, so a resumed run reads what the first would have.

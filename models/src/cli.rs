@@ -12,6 +12,7 @@ pub(crate) mod report;
 pub(crate) mod prepare;
 pub(crate) mod backend;
 pub(crate) mod train;
+pub(crate) mod generate;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -59,11 +60,11 @@ pub(crate) fn main() -> ExitCode {
         Ok(Ok(Success::Done)) => ExitCode::SUCCESS,
         Ok(Ok(Success::Interrupted)) => ExitCode::from(130),
         Ok(Err(Failure::Usage(message))) => {
-            say(&format!("error: {message}"));
+            say(&format!("error: {}", one_line(&message)));
             ExitCode::from(2)
         }
         Ok(Err(Failure::Error(message))) => {
-            say(&format!("error: {message}"));
+            say(&format!("error: {}", one_line(&message)));
             ExitCode::FAILURE
         }
         Err(_) => ExitCode::FAILURE,
@@ -91,6 +92,7 @@ pub(crate) fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<Succe
     };
     match arguments.command {
         Command::Train(arguments) => train::train(&arguments),
+        Command::Generate(arguments) => generate::generate(&arguments),
     }
 }
 
@@ -109,7 +111,13 @@ fn usage_line(error: &clap::Error) -> String {
         .collect::<Vec<_>>()
         .join(" ");
     let line = line.strip_prefix("error: ").unwrap_or(&line);
-    format!("{line}; see `nvfp4 train --help`")
+    format!("{line}; see `nvfp4 --help`")
+}
+
+/// A message that lists problems on lines of their own, as one line.
+fn one_line(message: &str) -> String {
+    let lines = message.lines().map(str::trim);
+    lines.collect::<Vec<_>>().join("; ").replace(":; ", ": ")
 }
 
 /// Writes a line to stderr; nobody is left to tell if that fails.

@@ -1,11 +1,13 @@
 //! Text in, batches of token windows out: [`source`] gathers files, [`tokenizer`] turns text into
-//! ids, [`tokens`] keeps them in a memory-mapped file, [`batches`] cuts windows by position.
+//! ids and back ([`text_stream`]: as they come), [`tokens`] keeps them in a memory-mapped file,
+//! [`batches`] cuts windows by position.
 //!
 //! No model types and no state: which tokens a micro-batch holds is a function of the seed, the
 //! step and the index of the micro-batch alone, so a resumed run reads what the first would have.
 
 pub mod fingerprint;
 pub mod tokenizer;
+pub mod text_stream;
 pub mod source;
 pub mod floors;
 pub mod tokens;
@@ -17,6 +19,7 @@ use std::path::PathBuf;
 pub use batches::{BatchShape, TokenBatch, TrainBatches, ValidationBatches};
 pub use floors::{ByteCounts, Floors};
 pub use source::Corpus;
+pub use text_stream::TextStream;
 pub use tokenizer::Tokenizer;
 pub use tokens::{Split, TokenFile};
 

@@ -1,159 +1,168 @@
-//! Text from a model: one forward of the last tokens per new token, without a cache.
+//! Tokens from a model, one at a time for a batch of prompts.
 //!
-//! Greedy, or drawn from the softmax at a temperature among the `top_k` most likely tokens. Draw
-//! `i` is a function of the seed and `i`.
-
-use std::cmp::Ordering;
-use std::num::NonZeroUsize;
+//! 1. Prompts of unequal length are padded on the left, so that all rows end together.
+//! 2. The prompts go through the model in pieces: scores of attention take memory in proportion to
+//!    the piece times the tokens before it, and the `lm_head` is applied to the last token only.
+//! 3. Every further token is one step from the cache; nothing is computed twice.
+//!
+//! What ends a text is the caller's to know: a generation never ends by itself.
 
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor, TensorData};
 
 use crate::hybrid::HybridLm;
+use crate::hybrid::cache::Cache;
 
-/// How tokens are chosen.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Sampling {
-    /// Divides the logits; 0 takes the most likely token.
-    pub temperature: f64,
-    /// Only this many of the most likely tokens are drawn from; `None`: all.
-    pub top_k: Option<NonZeroUsize>,
-    /// Names the draws.
-    pub seed: u64,
+pub use sampling::{Draw, Sampling, SamplingError};
+
+mod sampling;
+
+/// Positions that go through the model at once while it reads prompts.
+const PIECE: usize = 512;
+
+/// Id at padding. Any id will do, since padding influences nothing.
+const PADDING: u32 = 0;
+
+/// Why nothing can be generated.
+#[derive(Clone, Copy, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum GenerateError {
+    /// A batch without rows.
+    #[error("there is no prompt")]
+    NoPrompt,
+    /// A row without a token, from which no first token follows.
+    #[error("the prompt is empty; the model needs at least one token to continue")]
+    EmptyPrompt,
+    /// An id without an embedding.
+    #[error("the prompt holds token {id}, the model has a vocabulary of {vocab}")]
+    OutsideVocabulary {
+        /// The id.
+        id: u32,
+        /// Number of ids that the model knows.
+        vocab: usize,
+    },
+    /// A setting out of range.
+    #[error(transparent)]
+    Sampling(#[from] SamplingError),
 }
 
-/// Continues `prompt` by `count` ids; the model sees the last `context` ids.
-///
-/// An empty prompt starts from id 0.
-pub fn generate<B: Backend>(
-    model: &HybridLm<B>,
-    prompt: &[u32],
-    count: usize,
-    context: NonZeroUsize,
+/// A batch of texts that grow by one token per call of [`Iterator::next`], one id per row.
+#[derive(Debug)]
+pub struct Generation<'a, B: Backend> {
+    model: &'a HybridLm<B>,
+    cache: Cache<B>,
     sampling: Sampling,
+    device: B::Device,
+    /// The end of the last piece of the prompts, or the last tokens: `[batch, 1, d_model]`.
+    hidden: Tensor<B, 3>,
+    /// Ids that were handed out, and that the model has not seen.
+    unseen: Option<Vec<u32>>,
+    drawn: u64,
+}
+
+impl<'a, B: Backend> Generation<'a, B> {
+    /// Reads the prompts, one row each.
+    ///
+    /// # Errors
+    /// [`GenerateError`] before anything is computed.
+    pub fn start<P: AsRef<[u32]>>(
+        model: &'a HybridLm<B>,
+        prompts: &[P],
+        sampling: Sampling,
+        device: &B::Device,
+    ) -> Result<Self, GenerateError> {
+        sampling.validate()?;
+        let prompts: Vec<&[u32]> = prompts.iter().map(AsRef::as_ref).collect();
+        check(&prompts, model.embeddings.weight.dims()[0])?;
+        let mut cache = Cache::new(model);
+        let hidden = read(model, &prompts, &mut cache, device).ok_or(GenerateError::NoPrompt)?;
+        Ok(Self {
+            model,
+            cache,
+            sampling,
+            device: device.clone(),
+            hidden,
+            unseen: None,
+            drawn: 0,
+        })
+    }
+
+    /// What the model remembers.
+    pub fn cache(&self) -> &Cache<B> {
+        &self.cache
+    }
+}
+
+impl<B: Backend> Iterator for Generation<'_, B> {
+    type Item = Vec<u32>;
+
+    fn next(&mut self) -> Option<Vec<u32>> {
+        if let Some(ids) = self.unseen.take() {
+            let ids = int_tensor(&ids, [ids.len(), 1], &self.device);
+            self.hidden = self.model.extend_hidden(ids, None, &mut self.cache);
+        }
+        let logits = self.model.logits(self.hidden.clone());
+        let [_, _, vocab] = logits.dims();
+        let logits: Vec<f32> = logits.into_data().iter::<f32>().collect();
+        let index = self.drawn;
+        let rows = logits.chunks(vocab).enumerate();
+        let ids: Vec<u32> = rows
+            .map(|(row, logits)| self.sampling.choose(logits, Draw { row, index }))
+            .collect();
+        self.drawn += 1;
+        self.unseen = Some(ids.clone());
+        Some(ids)
+    }
+}
+
+/// Checks that every prompt can be read.
+fn check(prompts: &[&[u32]], vocab: usize) -> Result<(), GenerateError> {
+    if prompts.is_empty() {
+        return Err(GenerateError::NoPrompt);
+    }
+    if prompts.iter().any(|prompt| prompt.is_empty()) {
+        return Err(GenerateError::EmptyPrompt);
+    }
+    let is_known = |id: u32| usize::try_from(id).is_ok_and(|id| id < vocab);
+    match prompts.iter().copied().flatten().find(|&&id| !is_known(id)) {
+        Some(&id) => Err(GenerateError::OutsideVocabulary { id, vocab }),
+        None => Ok(()),
+    }
+}
+
+/// Steps 1 and 2: what `lm_head` sees of the last position, `[batch, 1, d_model]`; `None` if there
+/// is none.
+fn read<B: Backend>(
+    model: &HybridLm<B>,
+    prompts: &[&[u32]],
+    cache: &mut Cache<B>,
     device: &B::Device,
-) -> Vec<u32> {
-    let mut ids = if prompt.is_empty() {
-        vec![0]
-    } else {
-        prompt.to_vec()
-    };
-    let given = ids.len();
-    for draw in 0..count {
-        let window = &ids[ids.len().saturating_sub(context.get())..];
-        let length = window.len();
-        let window: Vec<i64> = window.iter().map(|&id| i64::from(id)).collect();
-        let window = Tensor::<B, 2, Int>::from_data(TensorData::new(window, [1, length]), device);
-        let [_, _, vocab] = {
-            let logits = model.forward(window);
-            let dims = logits.dims();
-            let last = logits.slice([0..1, length - 1..length, 0..dims[2]]);
-            let logits: Vec<f32> = last.into_data().iter::<f32>().collect();
-            ids.push(choose(&logits, sampling, draw as u64));
-            dims
-        };
-        debug_assert!(ids.last().is_none_or(|&id| (id as usize) < vocab));
+) -> Option<Tensor<B, 3>> {
+    let batch = prompts.len();
+    let longest = prompts.iter().map(|prompt| prompt.len()).max()?;
+    let padded = prompts.iter().any(|prompt| prompt.len() < longest);
+    let mut last = None;
+    for start in (0..longest).step_by(PIECE) {
+        let seq = PIECE.min(longest - start);
+        let (mut ids, mut tokens) = (Vec::new(), Vec::new());
+        for prompt in prompts {
+            let padding = longest - prompt.len();
+            for position in start..start + seq {
+                let id = position.checked_sub(padding).map(|at| prompt[at]);
+                ids.push(id.unwrap_or(PADDING));
+                tokens.push(id.is_some());
+            }
+        }
+        let ids = int_tensor(&ids, [batch, seq], device);
+        let tokens = TensorData::new(tokens, [batch, seq]);
+        let tokens = padded.then(|| Tensor::from_data(tokens, device));
+        let hidden = model.extend_hidden(ids, tokens, cache);
+        last = Some(hidden.narrow(1, seq - 1, 1));
     }
-    ids.split_off(given)
+    last
 }
 
-/// The id for one draw. NaN counts as the least likely.
-fn choose(logits: &[f32], sampling: Sampling, draw: u64) -> u32 {
-    let mut ranked: Vec<(u32, f32)> = (0u32..).zip(logits.iter().copied()).collect();
-    let value = |logit: f32| {
-        if logit.is_nan() {
-            f32::NEG_INFINITY
-        } else {
-            logit
-        }
-    };
-    // Ties go to the smaller id.
-    ranked.sort_by(|a, b| {
-        value(b.1)
-            .partial_cmp(&value(a.1))
-            .unwrap_or(Ordering::Equal)
-            .then(a.0.cmp(&b.0))
-    });
-    let Some(&(best, top)) = ranked.first() else {
-        return 0;
-    };
-    if sampling.temperature <= 0.0 || !top.is_finite() {
-        return best;
-    }
-    ranked.truncate(sampling.top_k.map_or(usize::MAX, NonZeroUsize::get));
-    let weight = |logit: f32| (f64::from(value(logit) - top) / sampling.temperature).exp();
-    let total: f64 = ranked.iter().map(|&(_, logit)| weight(logit)).sum();
-    let mut left = uniform(sampling.seed, draw) * total;
-    for &(id, logit) in &ranked {
-        left -= weight(logit);
-        if left < 0.0 {
-            return id;
-        }
-    }
-    best
-}
-
-/// A number in [0, 1) from a seed and a counter (SplitMix64).
-fn uniform(seed: u64, counter: u64) -> f64 {
-    let mut z = seed.wrapping_add(counter.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const GREEDY: Sampling = Sampling {
-        temperature: 0.0,
-        top_k: None,
-        seed: 0,
-    };
-
-    #[test]
-    fn greedy_takes_the_largest_logit_and_the_first_of_equals() {
-        assert_eq!(choose(&[0.0, 2.0, 2.0, f32::NAN], GREEDY, 0), 1);
-        assert_eq!(choose(&[f32::NAN, f32::NAN], GREEDY, 0), 0);
-    }
-
-    #[test]
-    fn draws_follow_the_softmax_and_stay_within_the_top() {
-        let logits = [0.0, 1.0, 2.0, -1.0];
-        let sampling = Sampling {
-            temperature: 1.0,
-            top_k: NonZeroUsize::new(2),
-            seed: 3,
-        };
-        let n = 20_000;
-        let mut counts = [0usize; 4];
-        for draw in 0..n {
-            counts[choose(&logits, sampling, draw) as usize] += 1;
-        }
-        assert_eq!((counts[0], counts[3]), (0, 0));
-        // p = 1 / (1 + e^-1); five standard deviations of a binomial share.
-        let p = 1.0 / (1.0 + (-1.0f64).exp());
-        let share = counts[2] as f64 / n as f64;
-        assert!(
-            (share - p).abs() < 5.0 * (p * (1.0 - p) / n as f64).sqrt(),
-            "{share}"
-        );
-    }
-
-    #[test]
-    fn equal_seeds_draw_alike() {
-        let sampling = Sampling {
-            temperature: 1.0,
-            top_k: None,
-            seed: 9,
-        };
-        let draws = |seed| {
-            let sampling = Sampling { seed, ..sampling };
-            (0..50)
-                .map(|draw| choose(&[0.0; 16], sampling, draw))
-                .collect::<Vec<_>>()
-        };
-        assert_eq!(draws(9), draws(9));
-        assert_ne!(draws(9), draws(10));
-    }
+fn int_tensor<B: Backend>(ids: &[u32], shape: [usize; 2], device: &B::Device) -> Tensor<B, 2, Int> {
+    let ids: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
+    Tensor::from_data(TensorData::new(ids, shape), device)
 }

@@ -16,9 +16,11 @@ use crate::nn::pass::{Observer, Pass};
 use crate::nn::source::ParamSource;
 use crate::nn::wide;
 use block::{Block, Mixer};
+use cache::Cache;
 use field_path::FieldPath;
 
 pub(crate) mod field_path;
+pub mod cache;
 pub mod block;
 pub mod init;
 
@@ -98,7 +100,7 @@ impl<B: Backend> HybridLm<B> {
 
     /// What `lm_head` sees: `[batch, seq]` to `[batch, seq, d_model]`, in the activation dtype.
     pub fn forward_hidden(&self, ids: Tensor<B, 2, Int>) -> Tensor<B, 3> {
-        self.run(ids, Pass::new(self.activation_dtype()))
+        self.run(ids, None, Pass::new(self.activation_dtype()))
     }
 
     /// Logits of a padded batch. `tokens`: `[batch, seq]`, true at real tokens.
@@ -111,7 +113,7 @@ impl<B: Backend> HybridLm<B> {
         tokens: Tensor<B, 2, Bool>,
     ) -> Tensor<B, 3> {
         let pass = Pass::new(self.activation_dtype()).with_tokens(tokens);
-        self.logits(self.run(ids, pass))
+        self.logits(self.run(ids, None, pass))
     }
 
     /// [`Self::forward`] that shows intermediate values to `observer`, in the order of computation:
@@ -125,10 +127,41 @@ impl<B: Backend> HybridLm<B> {
         observer: &'a mut Observer<'a, B>,
     ) -> Tensor<B, 3> {
         let pass = Pass::new(self.activation_dtype()).with_observer(observer);
-        self.logits(self.run(ids, pass))
+        self.logits(self.run(ids, None, pass))
     }
 
-    fn run(&self, ids: Tensor<B, 2, Int>, mut pass: Pass<'_, B>) -> Tensor<B, 3> {
+    /// Logits of tokens that follow those in `cache`, which holds these too afterwards:
+    /// `[batch, seq]` to `[batch, seq, vocab]`.
+    ///
+    /// The logits are those of one [`Self::forward`] over all tokens, up to rounding.
+    ///
+    /// # Panics
+    /// If the cache is another model's or another batch size's.
+    pub fn extend(&self, ids: Tensor<B, 2, Int>, cache: &mut Cache<B>) -> Tensor<B, 3> {
+        self.logits(self.extend_hidden(ids, None, cache))
+    }
+
+    /// [`Self::extend`] without `lm_head`: `[batch, seq]` to `[batch, seq, d_model]`, what
+    /// [`Self::logits`] takes. `tokens`: `[batch, seq]`, true at real tokens; `None`: all are.
+    ///
+    /// # Panics
+    /// As [`Self::extend`].
+    pub fn extend_hidden(
+        &self,
+        ids: Tensor<B, 2, Int>,
+        tokens: Option<Tensor<B, 2, Bool>>,
+        cache: &mut Cache<B>,
+    ) -> Tensor<B, 3> {
+        let pass = cache.pass(self.activation_dtype(), &ids, tokens);
+        self.run(ids, Some(cache), pass)
+    }
+
+    fn run(
+        &self,
+        ids: Tensor<B, 2, Int>,
+        mut cache: Option<&mut Cache<B>>,
+        mut pass: Pass<'_, B>,
+    ) -> Tensor<B, 3> {
         let embedded = module::embedding(self.embeddings.weight.val(), ids);
         let mut h = match self.residual {
             Residual::Activations => embedded.cast(pass.dtype()),
@@ -140,7 +173,8 @@ impl<B: Backend> HybridLm<B> {
         pass.observe("embed", || h.clone());
         for (index, layer) in self.layers.iter().enumerate() {
             let name = format!("layers.{index}");
-            h = pass.within(&name, |pass| layer.forward(h, pass));
+            let memory = cache.as_deref_mut().map(|cache| cache.memory(index));
+            h = pass.within(&name, |pass| layer.forward(h, memory, pass));
             pass.observe(&name, || h.clone());
         }
         let hidden = self.norm_f.forward(h, pass.dtype());
@@ -148,7 +182,9 @@ impl<B: Backend> HybridLm<B> {
         hidden
     }
 
-    fn logits(&self, hidden: Tensor<B, 3>) -> Tensor<B, 3> {
+    /// Logits in f32 of what [`Self::forward_hidden`] and [`Self::extend_hidden`] give:
+    /// `[batch, seq, d_model]` to `[batch, seq, vocab]`.
+    pub fn logits(&self, hidden: Tensor<B, 3>) -> Tensor<B, 3> {
         let logits = self.lm_head.forward(hidden);
         let dtype = wide(logits.dtype());
         logits.cast(dtype)

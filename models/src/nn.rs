@@ -18,6 +18,7 @@ pub mod norm;
 pub mod conv;
 pub mod ssd;
 pub mod mamba2;
+pub mod kv_cache;
 pub mod attention;
 pub mod mlp;
 pub mod loss;

@@ -14,6 +14,9 @@ use burn_nvfp4_models::config::HybridConfig;
 use burn_nvfp4_models::config::hf::StoredFloat;
 use tempfile::TempDir;
 
+#[path = "command/generate.rs"]
+mod generate;
+
 /// A folder with a text, a small model, and a configuration that uses both.
 struct Desk {
     dir: TempDir,

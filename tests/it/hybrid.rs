@@ -13,3 +13,4 @@ mod params;
 mod blocks;
 mod gradients;
 mod checkpoint;
+mod generate;

@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand};
 
 use burn_nvfp4_models::train::config::{BackendName, ModelSource, TrainConfig};
 
-/// Trains hybrid Mamba-Transformer models in NVFP4.
+/// Trains hybrid Mamba-Transformer models in NVFP4, and lets them write.
 #[derive(Debug, Parser)]
 #[command(name = "nvfp4", version)]
 pub(crate) struct Arguments {
@@ -25,6 +25,48 @@ pub(crate) enum Command {
     ///
     /// Ctrl-C saves a checkpoint and exits with code 130; a second one exits at once.
     Train(Box<TrainArgs>),
+    /// Continue a text with a Hugging Face checkpoint. The text goes to stdout as it comes.
+    Generate(Box<GenerateArgs>),
+}
+
+/// Arguments of `nvfp4 generate`.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct GenerateArgs {
+    /// Folder of the checkpoint: config.json, safetensors files, tokenizer.json.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) model: PathBuf,
+    /// The text to continue.
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub(crate) prompt: String,
+    /// Another tokenizer.json than the folder's, or `bytes` where every byte is a token.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tokenizer: Option<PathBuf>,
+    /// Most tokens to add; the model's window may end a text earlier.
+    #[arg(long, value_name = "N", default_value = "128")]
+    pub(crate) max_tokens: NonZeroUsize,
+    /// Divides the logits; 0 takes the most likely token.
+    #[arg(
+        long,
+        value_name = "T",
+        default_value_t = 0.0,
+        allow_negative_numbers = true
+    )]
+    pub(crate) temperature: f64,
+    /// Draw only from this many of the most likely tokens.
+    #[arg(long, value_name = "K")]
+    pub(crate) top_k: Option<NonZeroUsize>,
+    /// Draw only from the most likely tokens that together have this probability.
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    pub(crate) top_p: Option<f64>,
+    /// Names the draws: the same seed gives the same text.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) seed: u64,
+    /// What runs the tensors.
+    #[arg(long, value_enum, default_value_t = BackendName::Ndarray)]
+    pub(crate) backend: BackendName,
+    /// Which GPU, counted from 0; CPU backends have none.
+    #[arg(long, value_name = "INDEX", default_value_t = 0)]
+    pub(crate) device: usize,
 }
 
 /// Arguments of `nvfp4 train`; each overrides one field of the configuration.

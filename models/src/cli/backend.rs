@@ -5,15 +5,13 @@ mod cuda;
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
 mod kernel_cache;
 
-use burn::backend::{Autodiff, Flex, NdArray};
+use burn::backend::{Flex, NdArray};
 use burn::tensor::Tensor;
-use burn::tensor::backend::AutodiffBackend;
-use burn_nvfp4::{Nvfp4, Nvfp4Engine};
+use burn::tensor::backend::Backend;
+use burn_nvfp4::Nvfp4Engine;
 
 use burn_nvfp4_models::train::config::BackendName;
-use burn_nvfp4_models::train::numerics::Quantized;
 
-use super::prepare::Prepared;
 use super::{Failure, Success, panics};
 
 /// The feature that this build lacks for a backend.
@@ -48,31 +46,43 @@ pub(crate) fn check(backend: BackendName, device: usize) -> Result<(), Failure> 
     }
 }
 
-/// Runs on the backend that the configuration names.
+/// What a command does once its backend is known.
+pub(super) trait OnBackend {
+    /// Does it on a device of `E`, which can be opened.
+    ///
+    /// # Errors
+    /// [`Failure`], one line each.
+    fn run<E: Nvfp4Engine>(self, device: E::Device) -> Result<Success, Failure>;
+}
+
+/// Runs `work` on a device of the named backend.
 ///
 /// # Errors
 /// [`Failure`], one line each.
-pub(crate) fn dispatch(prepared: Prepared) -> Result<Success, Failure> {
-    let backend = prepared.config.precision.backend;
-    check(backend, prepared.device)?;
+pub(super) fn dispatch(
+    backend: BackendName,
+    device: usize,
+    work: impl OnBackend,
+) -> Result<Success, Failure> {
+    check(backend, device)?;
     match backend {
-        BackendName::Ndarray => run::<Autodiff<NdArray>>(prepared, Default::default()),
-        BackendName::Flex => run::<Autodiff<Flex>>(prepared, Default::default()),
+        BackendName::Ndarray => run::<NdArray>(work, backend, Default::default()),
+        BackendName::Flex => run::<Flex>(work, backend, Default::default()),
         #[cfg(feature = "wgpu")]
         BackendName::Wgpu => {
             use burn::backend::wgpu::WgpuDevice;
             kernel_cache::enable("wgpu");
-            let device = match prepared.device {
+            let device = match device {
                 0 => WgpuDevice::DefaultDevice,
                 index => WgpuDevice::DiscreteGpu(index),
             };
-            run::<Autodiff<burn::backend::Wgpu>>(prepared, device)
+            run::<burn::backend::Wgpu>(work, backend, device)
         }
         #[cfg(feature = "cuda")]
         BackendName::Cuda => {
-            kernel_cache::enable(&cuda::architecture(prepared.device).map_err(Failure::Error)?);
-            let device = burn::backend::cuda::CudaDevice::new(prepared.device);
-            run::<Autodiff<burn::backend::Cuda>>(prepared, device)
+            kernel_cache::enable(&cuda::architecture(device).map_err(Failure::Error)?);
+            let device = burn::backend::cuda::CudaDevice::new(device);
+            run::<burn::backend::Cuda>(work, backend, device)
         }
         #[cfg(not(feature = "wgpu"))]
         BackendName::Wgpu => unreachable!("refused by `check`"),
@@ -81,24 +91,17 @@ pub(crate) fn dispatch(prepared: Prepared) -> Result<Success, Failure> {
     }
 }
 
-fn run<E: Nvfp4Engine>(prepared: Prepared, device: E::Device) -> Result<Success, Failure>
-where
-    Nvfp4<E>: AutodiffBackend<Device = E::Device>,
-{
-    open::<Nvfp4<E>>(&device, prepared.config.precision.backend)?;
-    let policy = prepared
-        .config
-        .precision
-        .policy(&prepared.model)
-        .map_err(Failure::usage)?;
-    let seed = prepared.config.seed;
-    let numerics =
-        Quantized::<Nvfp4<E>>::new(device.clone(), policy, seed).map_err(Failure::usage)?;
-    prepared.run::<Nvfp4<E>>(&device, &E::support(&device), Box::new(numerics))
+fn run<E: Nvfp4Engine>(
+    work: impl OnBackend,
+    backend: BackendName,
+    device: E::Device,
+) -> Result<Success, Failure> {
+    open::<E>(&device, backend)?;
+    work.run::<E>(device)
 }
 
 /// Runs one operation on the device, whose backend answers with a panic if it cannot be opened.
-fn open<B: AutodiffBackend>(device: &B::Device, backend: BackendName) -> Result<(), Failure> {
+fn open<B: Backend>(device: &B::Device, backend: BackendName) -> Result<(), Failure> {
     let device = std::panic::AssertUnwindSafe(device);
     let sum = panics::attempt(move || Tensor::<B, 1>::ones([4], *device).sum().try_into_data());
     let name = format!("{backend:?}").to_lowercase();

@@ -7,26 +7,28 @@
 
 use std::fs;
 use std::io::{Write, stdout};
-use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
+use burn::backend::Autodiff;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::train::Interrupter;
 use burn_nvfp4::engine::Support;
+use burn_nvfp4::{Nvfp4, Nvfp4Engine};
 use serde_json::json;
 
 use burn_nvfp4_models::checkpoint::run::RunDirectory;
 use burn_nvfp4_models::data::{Floors, Split, TrainBatches, ValidationBatches};
-use burn_nvfp4_models::generate::{Sampling, generate};
+use burn_nvfp4_models::generate::{Generation, Sampling};
 use burn_nvfp4_models::hybrid::HybridLm;
 use burn_nvfp4_models::train::fit::{Batches, Display, Trainee, fit};
 use burn_nvfp4_models::train::log::{self, FinalLine, LogLine, RunLog};
-use burn_nvfp4_models::train::numerics::Numerics;
+use burn_nvfp4_models::train::numerics::{Numerics, Quantized};
 use burn_nvfp4_models::train::output::bits_per_byte;
 use burn_nvfp4_models::train::plan::{Ending, FinalFigures, Outcome, StepPlan};
 use burn_nvfp4_models::train::strategy::StepStrategy;
 
 use super::args::TrainArgs;
+use super::backend::OnBackend;
 use super::prepare::{Prepared, prepare};
 use super::{Failure, Success, backend, plot, report, signal};
 
@@ -36,15 +38,24 @@ use super::{Failure, Success, backend, plot, report, signal};
 /// [`Failure`], one line each.
 pub(crate) fn train(arguments: &TrainArgs) -> Result<Success, Failure> {
     let prepared = prepare(arguments)?;
-    backend::dispatch(prepared)
+    let (backend, device) = (prepared.config.precision.backend, prepared.device);
+    backend::dispatch(backend, device, prepared)
+}
+
+impl OnBackend for Prepared {
+    fn run<E: Nvfp4Engine>(self, device: E::Device) -> Result<Success, Failure> {
+        let policy = self.config.precision.policy(&self.model);
+        let policy = policy.map_err(Failure::usage)?;
+        let (seed, support) = (self.config.seed, E::support(&device));
+        let numerics = Quantized::<Nvfp4<Autodiff<E>>>::new(device.clone(), policy, seed);
+        let numerics = Box::new(numerics.map_err(Failure::usage)?);
+        self.train::<Nvfp4<Autodiff<E>>>(&device, &support, numerics)
+    }
 }
 
 impl Prepared {
     /// Steps 3 and 4 on a backend.
-    ///
-    /// # Errors
-    /// [`Failure`], one line each.
-    pub(crate) fn run<B: AutodiffBackend>(
+    fn train<B: AutodiffBackend>(
         self,
         device: &B::Device,
         support: &Support,
@@ -269,22 +280,20 @@ impl Prepared {
         self.tokenizer
             .encode_into(&sample.prompt, Path::new("sample.prompt"), &mut prompt)
             .map_err(Failure::error)?;
-        let (temperature, top_k) = (sample.temperature, sample.top_k);
+        if prompt.is_empty() {
+            // A text begins after the end of another one.
+            prompt.push(self.tokenizer.separator().unwrap_or(0));
+        }
         let sampling = Sampling {
-            temperature,
-            top_k,
+            temperature: sample.temperature,
+            top_k: sample.top_k,
+            top_p: None,
             seed: self.config.seed,
         };
-        let context: NonZeroUsize = self.config.batch.length;
+        let generation = Generation::start(model, &[&prompt], sampling, device);
+        let generation = generation.map_err(Failure::error)?;
         let mut ids = prompt.clone();
-        ids.extend(generate(
-            model,
-            &prompt,
-            sample.tokens,
-            context,
-            sampling,
-            device,
-        ));
+        ids.extend(generation.take(sample.tokens).flatten());
         let text = self.tokenizer.decode(&ids);
         let path = self.directory.path().join("sample.txt");
         fs::write(&path, &text).map_err(|error| {

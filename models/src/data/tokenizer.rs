@@ -144,6 +144,24 @@ impl Tokenizer {
         Ok(())
     }
 
+    /// The ids of a text that a model is to continue, with the special tokens that the tokenizer's
+    /// template puts around a text (a begin-of-text token, for many).
+    ///
+    /// # Errors
+    /// [`DataError::Encode`] if the tokenizer refuses the text.
+    pub fn encode_prompt(&self, text: &str) -> Result<Vec<u32>, DataError> {
+        match self {
+            Self::Bytes => Ok(text.bytes().map(u32::from).collect()),
+            Self::File(file) => match file.inner.encode(text, true) {
+                Ok(encoding) => Ok(encoding.get_ids().to_vec()),
+                Err(error) => Err(DataError::Encode {
+                    path: PathBuf::from("the prompt"),
+                    reason: one_line(&error.to_string()),
+                }),
+            },
+        }
+    }
+
     /// The bytes that the ids stand for; ids that stand for none are left out.
     pub fn decode(&self, ids: &[u32]) -> Vec<u8> {
         match self {
@@ -182,8 +200,15 @@ fn one_line(message: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
+
+    /// The tokenizer of this JSON.
+    pub(in crate::data) fn from_json(folder: &Path, json: &str) -> Tokenizer {
+        let path = folder.join("tokenizer.json");
+        std::fs::write(&path, json).unwrap();
+        Tokenizer::from_file(&path).unwrap()
+    }
 
     #[test]
     fn bytes_come_back_as_they_went() {
@@ -197,7 +222,7 @@ mod tests {
     }
 
     /// A byte-level BPE of two merges, as Hugging Face writes it.
-    fn byte_level_bpe() -> String {
+    pub(in crate::data) fn byte_level_bpe() -> String {
         let alphabet = tokenizers::pre_tokenizers::byte_level::ByteLevel::alphabet();
         let mut symbols: Vec<String> = alphabet.into_iter().map(String::from).collect();
         symbols.sort_unstable();
@@ -227,9 +252,7 @@ mod tests {
     #[test]
     fn a_hugging_face_tokenizer_merges_and_loses_nothing() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("tokenizer.json");
-        std::fs::write(&path, byte_level_bpe()).unwrap();
-        let tokenizer = Tokenizer::from_file(&path).unwrap();
+        let tokenizer = from_json(folder.path(), &byte_level_bpe());
         assert_eq!(tokenizer.vocab_size(), 258);
         let text = "the thé\n  other\tthem\n";
         let mut ids = Vec::new();

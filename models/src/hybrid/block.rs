@@ -12,6 +12,8 @@ use crate::nn::norm::RmsNorm;
 use crate::nn::pass::Pass;
 use crate::nn::source::ParamSource;
 
+use super::cache::Memory;
+
 /// A pre-norm residual block.
 #[derive(Module, Debug)]
 pub struct Block<B: Backend> {
@@ -56,12 +58,35 @@ impl<B: Backend> Block<B> {
     }
 
     /// `[batch, seq, d_model]` to the same, in the dtype of the residual stream `h`.
-    pub fn forward(&self, h: Tensor<B, 3>, pass: &mut Pass<'_, B>) -> Tensor<B, 3> {
+    ///
+    /// With a memory the tokens follow those that it holds, and it holds these too afterwards.
+    ///
+    /// # Panics
+    /// If the memory is that of another kind of mixer.
+    pub fn forward(
+        &self,
+        h: Tensor<B, 3>,
+        memory: Option<&mut Memory<B>>,
+        pass: &mut Pass<'_, B>,
+    ) -> Tensor<B, 3> {
         let x = self.norm.forward(h.clone(), pass.dtype());
-        let y = pass.within("mixer", |pass| match &self.mixer {
-            Mixer::Mamba(mamba) => mamba.forward(x, None, pass).0,
-            Mixer::Attention(attention) => attention.forward(x, pass),
-            Mixer::Mlp(mlp) => mlp.forward(x),
+        let y = pass.within("mixer", |pass| match (&self.mixer, memory) {
+            (Mixer::Mamba(mamba), None) => mamba.forward(x, None, pass).0,
+            (Mixer::Mamba(mamba), Some(Memory::Mamba(state))) => {
+                let (y, next) = mamba.forward(x, state.take(), pass);
+                *state = Some(next);
+                y
+            }
+            (Mixer::Attention(attention), None) => attention.forward(x, None, pass),
+            (Mixer::Attention(attention), Some(Memory::Attention(cache))) => {
+                attention.forward(x, Some(cache), pass)
+            }
+            (Mixer::Mlp(mlp), None | Some(Memory::Mlp)) => mlp.forward(x),
+            (Mixer::Mamba(_), Some(Memory::Attention(_) | Memory::Mlp))
+            | (Mixer::Attention(_), Some(Memory::Mamba(_) | Memory::Mlp))
+            | (Mixer::Mlp(_), Some(Memory::Mamba(_) | Memory::Attention(_))) => {
+                panic!("the cache was made for another model")
+            }
         });
         pass.observe("mixer", || y.clone());
         let dtype = h.dtype();

@@ -7,9 +7,10 @@
 
 use burn::module::Module;
 use burn::tensor::backend::Backend;
-use burn::tensor::{Bool, Tensor};
+use burn::tensor::{Bool, Int, Tensor};
 
 use super::activation::softmax;
+use super::kv_cache::KvCache;
 use super::linear::Linear;
 use super::pass::Pass;
 use super::source::ParamSource;
@@ -52,7 +53,14 @@ impl<B: Backend> Attention<B> {
     }
 
     /// `[batch, seq, d_model]` to the same. Padded tokens are not seen.
-    pub fn forward(&self, x: Tensor<B, 3>, pass: &Pass<'_, B>) -> Tensor<B, 3> {
+    ///
+    /// With a cache the tokens follow those in it, as the pass says too, and are added to it.
+    pub fn forward(
+        &self,
+        x: Tensor<B, 3>,
+        cache: Option<&mut KvCache<B>>,
+        pass: &Pass<'_, B>,
+    ) -> Tensor<B, 3> {
         let [batch, seq, _] = x.dims();
         let (kv, shared, width) = (self.n_kv_heads, self.n_shared, self.head_dim);
 
@@ -65,21 +73,31 @@ impl<B: Backend> Attention<B> {
         let k = self
             .k_proj
             .forward(x.clone())
-            .reshape([batch, seq, kv, width]);
-        let v = self.v_proj.forward(x).reshape([batch, seq, kv, width]);
+            .reshape([batch, seq, kv, width])
+            .permute([0, 2, 3, 1]); // [batch, kv, width, seq]
+        let v = self
+            .v_proj
+            .forward(x)
+            .reshape([batch, seq, kv, width])
+            .swap_dims(1, 2); // [batch, kv, seq, width]
+        let (k, v) = match cache {
+            Some(cache) => cache.append(k, v),
+            None => (k, v),
+        };
+        let keys = k.dims()[3];
 
-        let scores = q.matmul(k.permute([0, 2, 3, 1])); // [batch, kv, shared * seq, seq]
+        let scores = q.matmul(k); // [batch, kv, shared * seq, keys]
         let dtype = scores.dtype();
         let scores = scores
             .cast(wide(dtype))
-            .reshape([batch, kv * shared, seq, seq]);
-        let hidden = hidden_keys(batch, seq, pass, &scores.device());
-        let scores = scores.mask_fill(hidden.expand([batch, kv * shared, seq, seq]), MASKED);
+            .reshape([batch, kv * shared, seq, keys]);
+        let hidden = hidden_keys(batch, [seq, keys], pass, &scores.device());
+        let scores = scores.mask_fill(hidden.expand([batch, kv * shared, seq, keys]), MASKED);
         let weights = softmax(scores)
             .cast(dtype)
-            .reshape([batch, kv, shared * seq, seq]);
+            .reshape([batch, kv, shared * seq, keys]);
 
-        let y = weights.matmul(v.swap_dims(1, 2)); // [batch, kv, shared * seq, width]
+        let y = weights.matmul(v); // [batch, kv, shared * seq, width]
         let y = y
             .reshape([batch, kv, shared, seq, width])
             .permute([0, 3, 1, 2, 4])
@@ -88,20 +106,31 @@ impl<B: Backend> Attention<B> {
     }
 }
 
-/// True where a query (third axis) may not see a key (fourth axis): later tokens and padding.
+/// True where a query (third axis) may not see a key (fourth axis): later tokens, slots of the
+/// cache that no token has reached, and padding.
 fn hidden_keys<B: Backend>(
     batch: usize,
-    seq: usize,
+    [seq, keys]: [usize; 2],
     pass: &Pass<'_, B>,
     device: &B::Device,
 ) -> Tensor<B, 4, Bool> {
-    // Burn's "tril mask" is false on and below the diagonal.
-    let later = Tensor::<B, 2, Bool>::tril_mask([seq, seq], 0, device);
-    let later = later.reshape([1, 1, seq, seq]);
-    match pass.tokens() {
+    // Burn's "tril mask" is false on and below the diagonal, which the offset moves to the right.
+    let offset = i64::try_from(pass.past()).expect("a number of tokens in memory");
+    let later = Tensor::<B, 2, Bool>::tril_mask([seq, keys], offset, device);
+    let later = later.reshape([1, 1, seq, keys]);
+    match pass.keys() {
         Some(tokens) => {
-            let padding = tokens.clone().bool_not().reshape([batch, 1, 1, seq]);
-            let shape = [batch, 1, seq, seq];
+            let reached = tokens.dims()[1];
+            let padding = tokens.clone().bool_not();
+            // What no token has reached is later than every query.
+            let padding = if reached < keys {
+                let rest = Tensor::<B, 2, Int>::zeros([batch, keys - reached], device).bool();
+                Tensor::cat(vec![padding, rest], 1)
+            } else {
+                padding
+            };
+            let shape = [batch, 1, seq, keys];
+            let padding = padding.reshape([batch, 1, 1, keys]);
             later.expand(shape).bool_or(padding.expand(shape))
         }
         None => later,

@@ -16,7 +16,7 @@ use super::linear::Linear;
 use super::norm::GatedGroupNorm;
 use super::pass::Pass;
 use super::source::ParamSource;
-use super::ssd::{SsdInputs, ssd};
+use super::ssd::{SsdInputs, ssd, step};
 use super::wide;
 use crate::config::{DtLimit, HybridConfig};
 
@@ -121,7 +121,11 @@ impl<B: Backend> Mamba2<B> {
             d_skip: self.d_skip.val().cast(dt.dtype()),
             dt,
         };
-        let (y, ssm) = ssd(inputs, self.chunk_len, initial);
+        let (y, ssm) = match initial {
+            // One token costs less without chunks and their masks.
+            Some(state) if seq == 1 => step(inputs, state),
+            initial => ssd(inputs, self.chunk_len, initial),
+        };
         let y = y.reshape([batch, seq, d_inner]);
         pass.observe("scan", || y.clone());
         pass.observe("gate", || z.clone());

@@ -1,4 +1,5 @@
-//! What accompanies one forward pass: activation dtype, padding, and an optional observer.
+//! What accompanies one forward pass: activation dtype, padding, how many tokens came before, and
+//! an optional observer.
 
 use burn::tensor::backend::Backend;
 use burn::tensor::{Bool, DType, Tensor};
@@ -11,6 +12,10 @@ pub struct Pass<'a, B: Backend> {
     dtype: DType,
     /// True at real tokens, `[batch, seq]`.
     tokens: Option<Tensor<B, 2, Bool>>,
+    /// Number of positions before these, of which the caches know.
+    past: usize,
+    /// True at real tokens, `[batch, past + seq]`.
+    keys: Option<Tensor<B, 2, Bool>>,
     observer: Option<&'a mut Observer<'a, B>>,
     prefix: String,
 }
@@ -29,6 +34,8 @@ impl<'a, B: Backend> Pass<'a, B> {
         Self {
             dtype,
             tokens: None,
+            past: 0,
+            keys: None,
             observer: None,
             prefix: String::new(),
         }
@@ -37,9 +44,16 @@ impl<'a, B: Backend> Pass<'a, B> {
     /// Treats positions where `tokens` is false as padding: they influence nothing.
     pub fn with_tokens(self, tokens: Tensor<B, 2, Bool>) -> Self {
         Self {
+            keys: Some(tokens.clone()),
             tokens: Some(tokens),
             ..self
         }
+    }
+
+    /// Lets the tokens of this pass follow `past` earlier ones. `keys`: true at real tokens among
+    /// all of them, `[batch, past + seq]`; `None` if all are.
+    pub(crate) fn after(self, past: usize, keys: Option<Tensor<B, 2, Bool>>) -> Self {
+        Self { past, keys, ..self }
     }
 
     /// Shows intermediate values to `observer`.
@@ -58,6 +72,16 @@ impl<'a, B: Backend> Pass<'a, B> {
     /// True at real tokens, `[batch, seq]`; none if all are.
     pub fn tokens(&self) -> Option<&Tensor<B, 2, Bool>> {
         self.tokens.as_ref()
+    }
+
+    /// Number of positions before these.
+    pub fn past(&self) -> usize {
+        self.past
+    }
+
+    /// True at real tokens among those before and these, `[batch, past + seq]`; none if all are.
+    pub fn keys(&self) -> Option<&Tensor<B, 2, Bool>> {
+        self.keys.as_ref()
     }
 
     /// Runs a part of the model; what it shows is named below `name`.

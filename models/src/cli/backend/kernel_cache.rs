@@ -1,9 +1,9 @@
 //! Kernels that were compiled once are read from a folder in the next run.
 //!
 //! CubeCL files a compiled kernel under its type and comptime arguments, not under what it does or
-//! for which GPU: in a program built from other sources, or on another GPU, the same name is another
-//! kernel. So each build of the program has a folder for each kind of GPU, named by size and time of
-//! the executable. `compilation.cache` in a cubecl.toml goes before it.
+//! for which GPU: in a program built from other sources, or on another GPU, the same name is
+//! another kernel. So each build of the program has a folder for each kind of GPU, named by size
+//! and time of the executable. `compilation.cache` in a cubecl.toml goes before it.
 
 use std::path::PathBuf;
 use std::time::UNIX_EPOCH;

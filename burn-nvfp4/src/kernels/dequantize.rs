@@ -152,8 +152,8 @@ fn eight_bf16(word: u32, scale: f32) -> Vector<bf16, Const<8>> {
     #[unroll]
     for i in 0..4usize {
         let two = (word >> comptime!(small(8 * i))) & 0xFFu32;
-        let magnitudes = two * comptime!((1u32 << 6) | (1 << 18)) & 0x01C0_01C0u32;
-        let signs = two * comptime!((1u32 << 12) | (1 << 24)) & 0x8000_8000u32;
+        let magnitudes = (two * comptime!((1u32 << 6) | (1 << 18))) & 0x01C0_01C0u32;
+        let signs = (two * comptime!((1u32 << 12) | (1 << 24))) & 0x8000_8000u32;
         pairs[i] = magnitudes | signs;
     }
     let aligned = Vector::<bf16, Const<8>>::reinterpret(pairs);

@@ -48,6 +48,7 @@ const FOUR: u32 = 0x4080_0000;
 /// rate on an NVIDIA GPU. A product with 2 or 2^21 is exact, so whether the device rounds it before
 /// the sum does not matter.
 #[cube]
+#[expect(clippy::manual_clamp, reason = "`clamp` keeps NaN")]
 pub(super) fn nearest_steps(magnitude: f32) -> u32 {
     let halves = fma(magnitude, 2.0f32, comptime!(INTEGERS + 4.0));
     let ones = magnitude + comptime!(INTEGERS + 6.0);

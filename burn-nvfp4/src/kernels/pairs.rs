@@ -8,7 +8,7 @@
 use cubecl::prelude::*;
 
 use super::arithmetic::INFINITY;
-use super::group::{Access, GROUP, Geometry, Place};
+use super::group::{Access, GROUP, Geometry, Place, small};
 
 /// bf16 elements of a vector of sixteen bytes.
 pub(super) const VECTOR: usize = 8;
@@ -27,7 +27,7 @@ pub(super) fn load_pairs<F: Float, N: Size>(
     let start = place.row as usize * geometry.stride as usize + col as usize / VECTOR;
     #[unroll]
     for v in 0..2usize {
-        let beyond = comptime!(if access.whole { 0 } else { v as u32 * 8 });
+        let beyond = comptime!(if access.whole { 0 } else { small(8 * v) });
         // Words in both branches: halves that meet behind a branch are put together one by one.
         let mut four = Vector::<u32, Const<4>>::cast_from(0u32);
         if place.row < geometry.rows && col + beyond < geometry.cols {

@@ -73,24 +73,18 @@ pub trait Nvfp4Engine: Backend {
     }
 
     /// Quantizes several operands of the same tensor, in one pass over it where the backend can.
+    ///
+    /// `other` is the other operand of the first one's GEMM if it is there already: a backend may
+    /// then make what belongs to both.
     fn quantize_operands(
         x: FloatTensor<Self>,
         requests: &[OperandRequest<'_>],
+        _other: Option<&Operand<Self>>,
     ) -> Vec<Operand<Self>> {
         requests
             .iter()
             .map(|request| Self::quantize_operand(x.clone(), request))
             .collect()
-    }
-
-    /// Quantizes operands of one tensor, the first of them for a GEMM whose other operand is there
-    /// already: a backend may then make what belongs to both.
-    fn quantize_operands_for(
-        x: FloatTensor<Self>,
-        requests: &[OperandRequest<'_>],
-        _other: Option<&Operand<Self>>,
-    ) -> Vec<Operand<Self>> {
-        Self::quantize_operands(x, requests)
     }
 
     /// True if one packing of a transposable operand serves a GEMM along either axis. Tensor cores

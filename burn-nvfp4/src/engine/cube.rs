@@ -41,18 +41,11 @@ where
     BT: BoolElement,
 {
     fn quantize_operand(x: FloatTensor<Self>, request: &OperandRequest<'_>) -> Operand<Self> {
-        let mut operands = Self::quantize_operands(x, std::slice::from_ref(request));
+        let mut operands = Self::quantize_operands(x, std::slice::from_ref(request), None);
         operands.pop().expect("one operand for each request")
     }
 
     fn quantize_operands(
-        x: FloatTensor<Self>,
-        requests: &[OperandRequest<'_>],
-    ) -> Vec<Operand<Self>> {
-        Self::quantize_operands_for(x, requests, None)
-    }
-
-    fn quantize_operands_for(
         x: FloatTensor<Self>,
         requests: &[OperandRequest<'_>],
         other: Option<&Operand<Self>>,

@@ -235,7 +235,7 @@ pub(crate) fn backward<B: Nvfp4Engine>(
                     rows.request(plan, Stream::Dgrad, Lifetime::OneGemm),
                     columns.request(plan, Stream::Wgrad, Lifetime::OneGemm),
                 ];
-                pair(B::quantize_operands(dy, &requests))
+                pair(B::quantize_operands(dy, &requests, None))
             };
             let dx = B::gemm(&for_dx, &kept_weight, None, output::<B>(x, &device));
             drop((for_dx, kept_weight));
@@ -357,7 +357,7 @@ impl Use {
         other: Option<&Operand<B>>,
     ) -> Operand<B> {
         let request = self.request(plan, FPROP, lifetime);
-        let mut made = B::quantize_operands_for(x, &[request], other);
+        let mut made = B::quantize_operands(x, &[request], other);
         made.pop().expect("one operand for each request")
     }
 }
@@ -438,7 +438,7 @@ impl<B: Nvfp4Engine> Shared<B> {
                     now.request(plan, FPROP, Lifetime::OneGemm),
                     later.request(plan, KEPT, Lifetime::Kept),
                 ];
-                let (now, kept) = pair(B::quantize_operands_for(tensor, &requests, other));
+                let (now, kept) = pair(B::quantize_operands(tensor, &requests, other));
                 (now, Some(kept))
             }
             Some(_) => {

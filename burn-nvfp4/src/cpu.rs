@@ -23,4 +23,4 @@ pub use dequantize::{decode_operand, dequantize, dequantize_into};
 pub use element::{Contraction, Element, MatrixView};
 pub use gemm::{Alpha, DecodedMatrix, gemm, gemm_alpha, gemm_decoded, gemm_f64};
 pub use hadamard::hadamard;
-pub use quantize::{quantize, quantize_operand};
+pub use quantize::{quantize, quantize_operand, quantize_with_amax};

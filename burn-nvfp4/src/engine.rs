@@ -37,6 +37,7 @@ pub use operand::{
 };
 
 pub use crate::format::Reading;
+use crate::packed_weights::PackedWeight;
 use crate::runtime::LinearPlan;
 
 /// A backend whose linears can run on quantized operands.
@@ -85,6 +86,14 @@ pub trait Nvfp4Engine: Backend {
             .iter()
             .map(|request| Self::quantize_operand(x.clone(), request))
             .collect()
+    }
+
+    /// Makes the operand of a weight that comes packed.
+    fn load_weight(weight: &PackedWeight, _device: &Device<Self>) -> Operand<Self> {
+        Operand::Packed {
+            matrix: weight.matrix().clone(),
+            reading: Reading::AsPacked,
+        }
     }
 
     /// True if one packing of a transposable operand serves a GEMM along either axis. Tensor cores

@@ -10,6 +10,7 @@ use std::sync::{Arc, LazyLock, RwLock};
 
 use burn_backend::{Backend, DeviceId, DeviceOps};
 
+use crate::packed_weights::{PackedWeight, PackedWeights};
 use crate::recipe::{Policy, Progress, Recipe, RecipeError, presets};
 use crate::rng::{RandomKey, Stream};
 use crate::scope;
@@ -25,6 +26,8 @@ pub struct LinearPlan {
     pub seed: u64,
     /// Optimizer step of the run.
     pub step: u64,
+    /// The weight in packed form, where it is not to be quantized from the tensor.
+    pub weight: Option<Arc<PackedWeight>>,
 }
 
 impl LinearPlan {
@@ -52,6 +55,7 @@ struct Settings {
     seed: u64,
     progress: Progress,
     watch: bool,
+    packed: PackedWeights,
 }
 
 impl Default for Settings {
@@ -62,6 +66,7 @@ impl Default for Settings {
             seed: 0,
             progress: Progress { step: 0, total: 0 },
             watch: false,
+            packed: PackedWeights::default(),
         }
     }
 }
@@ -132,14 +137,28 @@ pub fn progress<B: Backend>(device: &B::Device) -> Progress {
     read::<B, _>(device, |settings| settings.progress)
 }
 
+/// Has the linears on `device` whose layers have a packed weight multiply that, as it is, wherever
+/// their recipe quantizes the weight of fprop and no backward follows.
+///
+/// The weight tensor of such a layer says the shape and is not read. An empty set ends it.
+pub fn set_packed_weights<B: Backend>(device: &B::Device, weights: PackedWeights) {
+    update::<B>(device, |settings| settings.packed = weights);
+}
+
 /// Resolves what a linear called here and now does.
 pub(crate) fn plan<B: Backend>(device: &B::Device) -> LinearPlan {
     scope::with_current(|layer, precision| {
-        read::<B, _>(device, |settings| LinearPlan {
-            recipe: precision.unwrap_or_else(|| settings.policy.resolve(layer, settings.progress)),
-            layer: layer.map(Arc::from),
-            seed: settings.seed,
-            step: settings.progress.step,
+        read::<B, _>(device, |settings| {
+            let recipe =
+                precision.unwrap_or_else(|| settings.policy.resolve(layer, settings.progress));
+            let weight = layer.filter(|_| recipe.fprop.rhs.is_quantized());
+            LinearPlan {
+                recipe,
+                layer: layer.map(Arc::from),
+                seed: settings.seed,
+                step: settings.progress.step,
+                weight: weight.and_then(|layer| settings.packed.get(layer)),
+            }
         })
     })
 }

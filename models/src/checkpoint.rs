@@ -1,9 +1,12 @@
 //! Models on disk: [`hf`] in the published layout, [`run`] with all that a run continues from.
+//! [`files`] maps the tensors of a directory.
 
 use std::path::{Path, PathBuf};
 
 use crate::config::ConfigError;
 
+pub mod files;
+pub(crate) mod quantized;
 pub mod hf;
 pub mod run;
 
@@ -38,6 +41,17 @@ pub enum CheckpointError {
         dir: PathBuf,
         /// Every problem that was found.
         problems: Vec<Problem>,
+    },
+    /// The weights are quantized in a way that is not read here.
+    #[error(
+        "{}: quantization_config names {method}; read are modelopt NVFP4 and compressed-tensors \
+         nvfp4-pack-quantized", path.display()
+    )]
+    UnknownQuantization {
+        /// The file.
+        path: PathBuf,
+        /// What it names.
+        method: String,
     },
     /// Writing would mix with files of another checkpoint.
     #[error("{} already holds a checkpoint", path.display())]
@@ -109,6 +123,32 @@ pub enum Problem {
         key: String,
         /// Dtype in the file.
         dtype: String,
+    },
+    /// A part of a weight in 4 bits is in no file.
+    #[error("{key} is missing, and {linear} cannot be decoded without it")]
+    MissingPart {
+        /// Checkpoint key.
+        key: String,
+        /// The linear.
+        linear: String,
+    },
+    /// A part of a weight in 4 bits is stored as something else.
+    #[error("{key} has dtype {found}, expected {expected}")]
+    PartDtype {
+        /// Checkpoint key.
+        key: String,
+        /// Dtype in the file.
+        found: String,
+        /// Dtype of the format.
+        expected: String,
+    },
+    /// A weight in 4 bits holds what no quantizer writes.
+    #[error("{linear}: {reason}")]
+    BadQuantization {
+        /// The linear.
+        linear: String,
+        /// What is wrong.
+        reason: String,
     },
     /// A tensor is in two files, or under two prefixes.
     #[error("{key} is in {first} and again in {second}")]

@@ -13,6 +13,9 @@ pub(crate) mod prepare;
 pub(crate) mod backend;
 pub(crate) mod train;
 pub(crate) mod generate;
+pub(crate) mod progress;
+pub(crate) mod serve;
+pub(crate) mod inspect;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -93,6 +96,10 @@ pub(crate) fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<Succe
     match arguments.command {
         Command::Train(arguments) => train::train(&arguments),
         Command::Generate(arguments) => generate::generate(&arguments),
+        Command::Quantize(arguments) => serve::quantize(&arguments),
+        Command::Dequantize(arguments) => serve::dequantize(&arguments),
+        Command::Export(arguments) => serve::export(&arguments),
+        Command::Inspect(arguments) => inspect::inspect(&arguments),
     }
 }
 

@@ -6,5 +6,6 @@ pub mod data;
 pub mod nn;
 pub mod hybrid;
 pub mod checkpoint;
+pub mod serving;
 pub mod generate;
 pub mod train;

@@ -16,6 +16,8 @@ use tempfile::TempDir;
 
 #[path = "command/generate.rs"]
 mod generate;
+#[path = "command/serve.rs"]
+mod serve;
 
 /// A folder with a text, a small model, and a configuration that uses both.
 struct Desk {

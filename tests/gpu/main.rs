@@ -20,3 +20,4 @@ mod scaled_mma;
 mod epilogue;
 mod linear;
 mod hybrid;
+mod serving;

@@ -6,7 +6,7 @@
     reason = "a test that expects one variant or a small whole number fails on any other"
 )]
 
-mod support;
+pub(crate) mod support;
 mod parity;
 mod config;
 mod params;

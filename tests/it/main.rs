@@ -12,4 +12,5 @@ mod linear;
 mod transparency;
 mod hybrid;
 mod data;
+mod serving;
 mod train;

@@ -1,4 +1,5 @@
 //! What the tests of the workspace share: golden files and tolerances.
 
 pub mod golden;
+pub mod serving;
 pub mod tolerance;

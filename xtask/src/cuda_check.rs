@@ -40,9 +40,13 @@ const PACKAGES: [&str; 6] = [
     "tests/wgpu",
 ];
 
+/// Leaves what is ours and not `burn-nvfp4` unoptimised, here and in CI's device tests: both build
+/// the same packages, so both have to say it.
+pub(crate) const UNOPTIMISED: (&str, &str) = ("CARGO_PROFILE_DEV_OPT_LEVEL", "0");
+
 /// Fetches NVRTC if it is not there, tests `cuda-check`, runs it, and returns the line to print.
 pub(crate) fn check() -> Result<String> {
-    let cache = cache_folder()?;
+    let cache = nvrtc_folder()?;
     if !cache.is_dir() {
         fetch(&cache)?;
     }
@@ -100,6 +104,7 @@ impl Toolkit {
             .env("LD_LIBRARY_PATH", &self.library_path)
             .env("NVFP4_CUDA_INCLUDE", &self.include)
             .env("NVFP4_REQUIRE_NVRTC", "1")
+            .env(UNOPTIMISED.0, UNOPTIMISED.1)
             // CubeCL compiles kernels on a thread of its own, deeper than 2 MiB in a debug build.
             .env("RUST_MIN_STACK", "33554432")
             .status()
@@ -111,18 +116,9 @@ impl Toolkit {
     }
 }
 
-/// `$XDG_CACHE_HOME/burn-nvfp4/nvrtc-<version>`, or below `~/.cache`.
-fn cache_folder() -> Result<PathBuf> {
-    let is_set = |value: &OsString| !value.is_empty();
-    let caches = env::var_os("XDG_CACHE_HOME")
-        .filter(is_set)
-        .map(PathBuf::from)
-        .or_else(|| {
-            let home = env::var_os("HOME").filter(is_set)?;
-            Some(Path::new(&home).join(".cache"))
-        })
-        .context("neither XDG_CACHE_HOME nor HOME says where NVRTC may be kept")?;
-    Ok(caches.join("burn-nvfp4").join(format!("nvrtc-{VERSION}")))
+/// Where NVRTC is kept.
+fn nvrtc_folder() -> Result<PathBuf> {
+    Ok(workspace::cache_folder()?.join(format!("nvrtc-{VERSION}")))
 }
 
 /// Downloads and unpacks the wheels; the folder is there only when it is whole.

@@ -1,5 +1,6 @@
 //! `cargo xtask <command>`: repository automation that is not part of the product.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -11,6 +12,7 @@ mod tidy;
 mod cuda_check;
 mod ci;
 mod bench;
+mod interop;
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "Repository automation")]
@@ -35,6 +37,16 @@ enum Command {
     },
     /// Assemble every CUDA kernel of a training step with NVRTC, which is fetched if need be.
     CudaCheck,
+    /// Compare checkpoints, weights in 4 bits and evaluation with the Python packages that they are
+    /// made for, in a virtual environment of several gigabytes that is made if need be.
+    Interop {
+        /// The folder of the evaluation sets, for the comparison with lm_eval.
+        #[arg(long, value_name = "DIR")]
+        eval_data: Option<PathBuf>,
+        /// Only scripts whose name contains this.
+        #[arg(default_value = "")]
+        filter: String,
+    },
     /// Run everything that CI runs.
     Ci,
     /// Run the library's benchmarks and print machine, date, commit and command with them.
@@ -70,6 +82,9 @@ fn run(command: &Command) -> Result<()> {
             write_golden_hashes: false,
         } => println!("tidy: {}", tidy::check()?),
         Command::CudaCheck => println!("cuda-check: {}", cuda_check::check()?),
+        Command::Interop { eval_data, filter } => {
+            println!("interop: {}", interop::run(filter, eval_data.as_deref())?);
+        }
         Command::Ci => ci::run()?,
         Command::Bench { gpu, filter } => bench::run(*gpu, filter)?,
     }

@@ -1,6 +1,7 @@
 //! Where the workspace and the sources of its dependencies lie, asked from cargo.
 
 use std::env;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -22,6 +23,21 @@ pub(crate) fn target_folder() -> Result<PathBuf> {
     command.cargo_path(cargo()).current_dir(root()?).no_deps();
     let metadata = command.exec().context("cargo metadata failed")?;
     Ok(metadata.target_directory.into())
+}
+
+/// `$XDG_CACHE_HOME/burn-nvfp4`, or below `~/.cache`: for what is fetched once and is not part of
+/// the repository.
+pub(crate) fn cache_folder() -> Result<PathBuf> {
+    let is_set = |value: &OsString| !value.is_empty();
+    let caches = env::var_os("XDG_CACHE_HOME")
+        .filter(is_set)
+        .map(PathBuf::from)
+        .or_else(|| {
+            let home = env::var_os("HOME").filter(is_set)?;
+            Some(Path::new(&home).join(".cache"))
+        })
+        .context("neither XDG_CACHE_HOME nor HOME says where downloads may be kept")?;
+    Ok(caches.join("burn-nvfp4"))
 }
 
 /// The cargo that runs us, or the one on the path.

@@ -32,14 +32,39 @@ pub(super) struct Plan {
     pub(super) random: Option<(RandomKey, f32)>,
 }
 
+/// Where the amax behind the tensor scale comes from.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum TensorAmax {
+    /// From the matrix.
+    Measured,
+    /// From a whole that the matrix is a part of.
+    Given(f32),
+}
+
+impl TensorAmax {
+    /// Why the operand cannot have it.
+    fn conflict(self, spec: &OperandSpec) -> Option<&'static str> {
+        let has_one = match spec {
+            OperandSpec::Nvfp4 { scale, .. } => !matches!(scale, ScaleRule::Row),
+            OperandSpec::Fp8 { scaling } => *scaling == Fp8Scaling::Tensor,
+            OperandSpec::HighPrecision | OperandSpec::Mxfp4 { .. } | OperandSpec::Mxfp8 { .. } => {
+                false
+            }
+        };
+        (matches!(self, Self::Given(_)) && !has_one)
+            .then_some("only an operand with one scale for the tensor can be given its amax")
+    }
+}
+
 impl Plan {
     pub(super) fn new<E: Element>(
         x: &MatrixView<'_, E>,
         along: Contraction,
         spec: &OperandSpec,
+        amax: TensorAmax,
         key: RandomKey,
     ) -> Result<Self, QuantizeError> {
-        if let Some(reason) = spec.conflict() {
+        if let Some(reason) = spec.conflict().or(amax.conflict(spec)) {
             return Err(QuantizeError::Unsupported { reason });
         }
         let (rows, k) = match along {
@@ -58,11 +83,13 @@ impl Plan {
             .ok_or(QuantizeError::TooLarge { rows, k })?;
         let grid = Grid::new((rows, k), along, format.block_dims());
         let transform = spec.transform();
-        let tensor = || match transform {
-            Transform::None => tensor_amax(x.data()),
-            Transform::Hadamard { .. } => row_amaxes(x, along, &grid, transform)
-                .into_iter()
-                .fold(0.0, f32::max),
+        let tensor = || match (amax, transform) {
+            (TensorAmax::Given(amax), _) => amax,
+            (TensorAmax::Measured, Transform::None) => tensor_amax(x.data()),
+            (TensorAmax::Measured, Transform::Hadamard { .. }) => {
+                let rows = row_amaxes(x, along, &grid, transform);
+                rows.into_iter().fold(0.0, f32::max)
+            }
         };
         let (rule, tensor_scale) = match *spec {
             OperandSpec::HighPrecision => return Err(QuantizeError::HighPrecision),

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use super::element::{Contraction, Element, MatrixView};
 use super::elements;
-use super::plan::Plan;
+use super::plan::{Plan, TensorAmax};
 use super::strip::{GROUP, Grid, PARALLEL_FROM, Strip, Window};
 use crate::error::QuantizeError;
 use crate::format::{BlockScales, Format, Fp8Scaling, PackedMatrix, TensorScale};
@@ -58,7 +58,35 @@ pub fn quantize<E: Element>(
     spec: &OperandSpec,
     key: RandomKey,
 ) -> Result<PackedMatrix, QuantizeError> {
-    let plan = Plan::new(&x, along, spec, key)?;
+    let plan = Plan::new(&x, along, spec, TensorAmax::Measured, key)?;
+    pack(&x, along, &plan)
+}
+
+/// [`quantize`] under the tensor scale of a whole that `x` is a part of: projections that a server
+/// runs as one GEMM share theirs.
+///
+/// `amax` is at least that of `x`, else the largest elements saturate.
+///
+/// # Errors
+/// As [`quantize`]; [`QuantizeError::Unsupported`] if the operand does not have one scale for the
+/// tensor.
+pub fn quantize_with_amax<E: Element>(
+    x: MatrixView<'_, E>,
+    along: Contraction,
+    spec: &OperandSpec,
+    amax: f32,
+    key: RandomKey,
+) -> Result<PackedMatrix, QuantizeError> {
+    let plan = Plan::new(&x, along, spec, TensorAmax::Given(amax), key)?;
+    pack(&x, along, &plan)
+}
+
+/// The packed matrix of a plan.
+fn pack<E: Element>(
+    x: &MatrixView<'_, E>,
+    along: Contraction,
+    plan: &Plan,
+) -> Result<PackedMatrix, QuantizeError> {
     let mut codes = vec![0; plan.layout.codes];
     let (mut bytes, mut floats) = match plan.format {
         Format::Nvfp4 { .. } | Format::Mxfp4 | Format::Mxfp8 => {
@@ -71,7 +99,7 @@ pub fn quantize<E: Element>(
         bytes: &mut bytes,
         floats: &mut floats,
     };
-    plan.run(&x, along, sink);
+    plan.run(x, along, sink);
     let block_scales = match plan.format {
         Format::Nvfp4 { .. } => BlockScales::E4m3(bytes),
         Format::Mxfp4 | Format::Mxfp8 => BlockScales::E8m0(bytes),
@@ -83,7 +111,8 @@ pub fn quantize<E: Element>(
         } => BlockScales::F32(floats),
     };
     let shape = (plan.grid.rows, plan.grid.k);
-    PackedMatrix::from_parts(shape, plan.format, codes, block_scales, plan.tensor_scale)
+    let tensor_scale = plan.tensor_scale.clone();
+    PackedMatrix::from_parts(shape, plan.format, codes, block_scales, tensor_scale)
 }
 
 /// Quantizes a matrix and decodes it in the same pass: what an emulated GEMM multiplies.
@@ -103,7 +132,7 @@ pub fn quantize_operand<E: Element>(
     spec: &OperandSpec,
     key: RandomKey,
 ) -> Result<(Vec<f32>, TensorScale), QuantizeError> {
-    let plan = Plan::new(&x, along, spec, key)?;
+    let plan = Plan::new(&x, along, spec, TensorAmax::Measured, key)?;
     let mut values = vec![0.0; plan.grid.rows * plan.layout.padded_k];
     plan.run(&x, along, Sink::Decoded(&mut values));
     Ok((values, plan.tensor_scale))

@@ -4,6 +4,7 @@
 //! ([`routines`]): packed operands where it has FP4 tensor cores, code times block scale in bf16 or
 //! f32 where it does not. Operands without elements take the portable way.
 
+mod upload;
 mod watch;
 
 use burn_backend::ops::FloatTensorOps;
@@ -28,6 +29,7 @@ use crate::kernels::gemm::routine::{DenseRoutine, Fp4Routine, routines};
 use crate::kernels::gemm::{self, Problem, Scale, epilogue};
 use crate::kernels::quantize::{Job, Packing, Quantized, packs_either_axis, quantize_for};
 use crate::kernels::{self, DecodedTensor, PackedTensor, dequantize};
+use crate::packed_weights::PackedWeight;
 use crate::recipe::{OperandSpec, ScaleRule};
 use crate::runtime;
 
@@ -86,6 +88,21 @@ where
             }
         });
         operands.collect()
+    }
+
+    fn load_weight(weight: &PackedWeight, device: &Device<Self>) -> Operand<Self> {
+        weight.loaded(|matrix| {
+            if matrix.rows() == 0 || matrix.k() == 0 {
+                let (matrix, reading) = (matrix.clone(), Reading::AsPacked);
+                return Operand::Packed { matrix, reading };
+            }
+            let packed = upload::upload::<R>(matrix, device);
+            Operand::Device(DeviceOperand {
+                packed: Some(device_packed(packed, Reading::AsPacked)),
+                decoded: None,
+                alpha: None,
+            })
+        })
     }
 
     fn packs_for_both_axes(device: &Device<Self>) -> bool {

@@ -99,7 +99,11 @@ pub(crate) fn fprop<B: Nvfp4Engine>(
         device: &device,
     };
     let (lhs, kept_x) = lhs.quantize(plan, None);
-    let (rhs, kept_weight) = rhs.quantize(plan, Some(&lhs));
+    let (rhs, kept_weight) = match &plan.weight {
+        // Backward and an optimizer need the tensor; what they change would not be seen here.
+        Some(packed) if wanted == Wanted::Nothing => (B::load_weight(packed, &device), None),
+        Some(_) | None => rhs.quantize(plan, Some(&lhs)),
+    };
     let y = B::gemm(&lhs, &rhs, bias, output);
     let kept = Kept {
         weight: kept_weight,

@@ -33,6 +33,12 @@ pub const fn tensor_encode_scale(amax: f32, q_max: f32) -> f32 {
     }
 }
 
+/// The decode scale of a tensor as files hold it, `amax / q_max`; 1 for a tensor of zeros.
+#[inline(always)]
+pub const fn tensor_decode_scale(amax: f32, q_max: f32) -> f32 {
+    if amax == 0.0 { 1.0 } else { amax / q_max }
+}
+
 /// The f32 factor of a block on decoding, `(scale * amax) * f32(1 / q_max)` in this order.
 ///
 /// # Source
@@ -94,6 +100,45 @@ impl Nvfp4Scaling {
     #[inline(always)]
     pub const fn block_encode_scale(&self, block_scale: u8) -> f32 {
         (1.0 / (e4m3::decode(block_scale) * self.decode)).min(f32::MAX)
+    }
+}
+
+/// The scales that NVIDIA's Model Optimizer gives a weight: the same two levels in another order of
+/// operations, with a floor under the block scale.
+///
+/// # Source
+/// `NVFP4QTensor` of nvidia-modelopt 0.47.
+#[derive(Clone, Copy, Debug)]
+pub struct ModeloptScaling {
+    decode: f32,
+    six_decode: f32,
+}
+
+impl ModeloptScaling {
+    /// The smallest block scale, the smallest positive E4M3.
+    const FLOOR: f32 = 1.0 / 512.0;
+
+    /// The tensor level for an amax over a tensor.
+    pub const fn new(amax: f32) -> Self {
+        let decode = tensor_decode_scale(amax, NVFP4_Q_MAX);
+        Self {
+            decode,
+            six_decode: e2m1::MAX * decode,
+        }
+    }
+
+    /// The E4M3 decode scale of a block: its amax goes to 6; 1 for a block of zeros.
+    #[inline(always)]
+    pub const fn block_scale(&self, block_amax: f32) -> u8 {
+        let scale = block_amax / self.six_decode;
+        let scale = if scale == 0.0 { 1.0 } else { scale };
+        e4m3::encode(scale.max(Self::FLOOR).min(e4m3::MAX))
+    }
+
+    /// What the elements of a block with this E4M3 scale are divided by before rounding.
+    #[inline(always)]
+    pub const fn block_divisor(&self, block_scale: u8) -> f32 {
+        e4m3::decode(block_scale) * self.decode
     }
 }
 

@@ -82,6 +82,12 @@ pub struct PackedParts {
     pub amax: Shape,
 }
 
+/// Shape of the block scales of a `[rows, padded_k]` operand.
+pub(crate) fn scale_shape(format: Format, rows: usize, padded_k: usize) -> Shape {
+    let block = format.block_dims();
+    Shape::new([rows.div_ceil(block.rows), padded_k / block.k.max(1)])
+}
+
 /// What [`quantize`](super::quantize::quantize) makes of a `[rows, k]` operand.
 ///
 /// # Panics
@@ -118,10 +124,9 @@ pub fn packed_parts<R: CubeRuntime>(
     let layout = format
         .layout(rows, k)
         .expect("a tensor that exists has a size that can be counted");
-    let block = format.block_dims();
     // A format without blocks is still padded to whole groups of sixteen.
     let padded_k = layout.padded_k.next_multiple_of(16);
-    let scales = Shape::new([rows.div_ceil(block.rows), padded_k / block.k.max(1)]);
+    let scales = scale_shape(format, rows, padded_k);
     let scales = match format {
         Format::Nvfp4 { .. } | Format::Mxfp4 | Format::Mxfp8 => Some((scales, bytes_dtype(client))),
         Format::Fp8 {
@@ -142,7 +147,7 @@ pub fn packed_parts<R: CubeRuntime>(
 }
 
 /// How a device stores bytes: as such, or one to a word, since WGSL has none.
-pub(super) fn bytes_dtype<R: CubeRuntime>(client: &ComputeClient<R>) -> DType {
+pub(crate) fn bytes_dtype<R: CubeRuntime>(client: &ComputeClient<R>) -> DType {
     let usage = client.properties().type_usage(DType::U8.into());
     if usage.contains(TypeUsage::Buffer) {
         DType::U8

@@ -1,25 +1,27 @@
 //! Hugging Face checkpoints: a folder with `config.json` and safetensors files.
 //!
-//! Reading: 1. the configuration; 2. the file names, from `model.safetensors` or from the index of
-//! shards; 3. every file is memory-mapped and its header checked; 4. what is there is compared with
-//! the parameter table, and *all* differences are reported together; 5. only then is anything
-//! built, one tensor at a time. Writing goes the other way, one tensor at a time too.
+//! Reading: 1. the configuration; 2. every file is memory-mapped and its header checked
+//! ([`super::files`]); 3. what is there is compared with the parameter table, and *all* differences
+//! are reported together; 4. only then is anything built, one tensor at a time, whose pages are
+//! given back at once. Writing goes the other way, one tensor at a time too.
 //!
 //! Keys: `backbone.` (files on the hub, and what transformers writes) or `model.` (transformers'
 //! live module, "puzzle" files) before everything but `lm_head`. Linear weights are stored
-//! transposed, `[d_output, d_input]`. `mtp.*` (multi-token prediction) is ignored. This is the only
-//! file that knows these keys.
+//! transposed, `[d_output, d_input]`, and may be in 4 bits ([`super::quantized`]). `mtp.*` (multi-token
+//! prediction) is ignored. This is the only file that knows these keys.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs;
 use std::path::Path;
 
 use burn::tensor::TensorData;
 use burn::tensor::backend::Backend;
-use half::{bf16, f16};
-use memmap2::Mmap;
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use burn_nvfp4::PackedWeights;
+use burn_nvfp4::export::ServingFormat;
+use safetensors::tensor::Dtype;
 
+use super::files::{CONFIG_FILE, FileTensor, TensorFiles, transpose};
+use super::quantized::{LinearParts, QuantizedTensors, Tensors, announced_format};
 use super::{CheckpointError, Problem};
 use crate::config::HybridConfig;
 use crate::config::params::ParamSpec;
@@ -29,9 +31,17 @@ pub use save::{SaveOptions, save_hf};
 
 mod save;
 
-const CONFIG_FILE: &str = "config.json";
-const SINGLE_FILE: &str = "model.safetensors";
-const INDEX_FILE: &str = "model.safetensors.index.json";
+/// A model and what its checkpoint says beyond parameters.
+#[derive(Debug)]
+pub struct LoadedHf<B: Backend> {
+    /// Its dimensions.
+    pub config: HybridConfig,
+    /// The model. Where the checkpoint holds 4-bit weights, their values.
+    pub model: HybridLm<B>,
+    /// The 4-bit weights themselves, by layer: what
+    /// [`set_packed_weights`](burn_nvfp4::set_packed_weights) takes. Empty if there are none.
+    pub packed: PackedWeights,
+}
 
 /// Reads the model in `dir`; its matrices get the backend's default float dtype.
 ///
@@ -42,24 +52,51 @@ pub fn load_hf<B: Backend>(
     dir: &Path,
     device: &B::Device,
 ) -> Result<(HybridConfig, HybridLm<B>), CheckpointError> {
-    let config = load_hf_config(dir)?;
+    let LoadedHf { config, model, .. } = load_hf_packed(dir, device)?;
+    Ok((config, model))
+}
+
+/// [`load_hf`], with the 4-bit weights as they are stored.
+///
+/// # Errors
+/// As [`load_hf`].
+pub fn load_hf_packed<B: Backend>(
+    dir: &Path,
+    device: &B::Device,
+) -> Result<LoadedHf<B>, CheckpointError> {
+    let (config, format) = read_config(dir)?;
     let mut problems = Vec::new();
-    let files = open_files(dir, &mut problems)?;
-    let tensors = collect_tensors(&files, &mut problems);
-    check(&config, &tensors, &mut problems);
+    let files = TensorFiles::open(dir, &mut problems)?;
+    let mut tensors = collect_tensors(&files, &mut problems);
+    let quantized = QuantizedTensors::take(format, &files, &mut tensors, written_key);
+    let joined = check(&config, &tensors, quantized, &mut problems);
     if !problems.is_empty() {
         return Err(CheckpointError::Rejected {
             dir: dir.into(),
             problems,
         });
     }
+    let mut packed = PackedWeights::default();
     let model = HybridLm::build(&config, device, &mut |spec| {
-        // Every key and dtype was checked above.
-        let (_, view) = &tensors[&hf_key(&spec.name)];
-        let stored = decode(view).expect("dtypes were checked");
-        TensorData::new(from_hf_layout(spec, stored), spec.shape.clone())
+        let values = match joined.get(&spec.name) {
+            Some(linear) => {
+                let matrix = linear.join();
+                let values = linear.dequantize(&matrix);
+                let layer = spec.name.strip_suffix(".weight").unwrap_or(&spec.name);
+                packed.insert(layer, matrix);
+                let [rows, cols] = [spec.shape[1], spec.shape[0]];
+                transpose(&values, |value| value, rows, cols)
+            }
+            // Every key and dtype was checked above.
+            None => values(spec, &tensors[&hf_key(&spec.name)]),
+        };
+        TensorData::new(values, spec.shape.clone())
     });
-    Ok((config, model))
+    Ok(LoadedHf {
+        config,
+        model,
+        packed,
+    })
 }
 
 /// Reads only the configuration of the model in `dir`.
@@ -67,9 +104,19 @@ pub fn load_hf<B: Backend>(
 /// # Errors
 /// If `config.json` cannot be read, or is not a usable configuration.
 pub fn load_hf_config(dir: &Path) -> Result<HybridConfig, CheckpointError> {
+    Ok(read_config(dir)?.0)
+}
+
+/// The configuration, and the format of quantized weights that it announces.
+fn read_config(dir: &Path) -> Result<(HybridConfig, Option<ServingFormat>), CheckpointError> {
     let path = dir.join(CONFIG_FILE);
     let text = fs::read_to_string(&path).map_err(CheckpointError::io("read", &path))?;
-    HybridConfig::from_hf_json(&text).map_err(|source| CheckpointError::Config { path, source })
+    let config = HybridConfig::from_hf_json(&text);
+    let config = config.map_err(|source| CheckpointError::Config {
+        path: path.clone(),
+        source,
+    })?;
+    Ok((config, announced_format(&path, &text)?))
 }
 
 /// The key of a parameter, with the prefix that is written.
@@ -100,192 +147,99 @@ pub fn hf_shape(spec: &ParamSpec) -> Vec<usize> {
     shape
 }
 
-/// One mapped file.
-struct TensorFile {
-    name: String,
-    map: Mmap,
-}
-
-/// Maps all files of the checkpoint. Those that cannot be read become problems.
-fn open_files(dir: &Path, problems: &mut Vec<Problem>) -> Result<Vec<TensorFile>, CheckpointError> {
-    let names = if dir.join(SINGLE_FILE).exists() {
-        vec![SINGLE_FILE.to_owned()]
-    } else {
-        shard_names(dir, problems)?
-    };
-    let mut files = Vec::new();
-    for name in names {
-        match map_file(&dir.join(&name)) {
-            Ok(map) => files.push(TensorFile { name, map }),
-            Err(error) => {
-                problems.push(Problem::UnreadableFile {
-                    file: name,
-                    reason: error.to_string(),
-                });
-            }
-        }
-    }
-    Ok(files)
-}
-
-fn map_file(path: &Path) -> std::io::Result<Mmap> {
-    let file = File::open(path)?;
-    // SAFETY: the map is read-only and lives only while loading. Rust cannot exclude that another
-    // process truncates the file meanwhile; as with every memory-mapped reader, that is a crash.
-    unsafe { Mmap::map(&file) }
-}
-
-/// The distinct file names of the index.
-fn shard_names(dir: &Path, problems: &mut Vec<Problem>) -> Result<Vec<String>, CheckpointError> {
-    #[derive(serde::Deserialize)]
-    struct Index {
-        weight_map: BTreeMap<String, String>,
-    }
-    let path = dir.join(INDEX_FILE);
-    let text = fs::read_to_string(&path).map_err(CheckpointError::io("read", &path))?;
-    let index: Index = match serde_json::from_str(&text) {
-        Ok(index) => index,
-        Err(error) => {
-            let (file, reason) = (INDEX_FILE.into(), error.to_string());
-            problems.push(Problem::UnreadableFile { file, reason });
-            return Ok(Vec::new());
-        }
-    };
-    let mut names: Vec<String> = index.weight_map.into_values().collect();
-    names.sort();
-    names.dedup();
-    // An index is outside input: it may not lead out of its folder.
-    let (inside, outside): (Vec<_>, Vec<_>) = names
-        .into_iter()
-        .partition(|name| Path::new(name).file_name() == Some(name.as_ref()));
-    problems.extend(outside.into_iter().map(|file| {
-        let reason = "the index may only name files in its own folder".into();
-        Problem::UnreadableFile { file, reason }
-    }));
-    Ok(inside)
-}
-
-/// Tensors by their key with the written prefix, each with the name of its file.
-type Tensors<'a> = BTreeMap<String, (&'a str, TensorView<'a>)>;
-
-fn collect_tensors<'a>(files: &'a [TensorFile], problems: &mut Vec<Problem>) -> Tensors<'a> {
+/// All tensors by their key with the prefix that is written.
+fn collect_tensors<'a>(files: &'a TensorFiles, problems: &mut Vec<Problem>) -> Tensors<'a> {
     let mut tensors = Tensors::new();
-    for TensorFile { name: file, map } in files {
-        let parsed = match SafeTensors::deserialize(map) {
-            Ok(parsed) => parsed,
-            Err(error) => {
-                let (file, reason) = (file.clone(), error.to_string());
-                problems.push(Problem::UnreadableFile { file, reason });
-                continue;
-            }
-        };
-        for (key, view) in parsed.tensors() {
-            if key.starts_with("mtp.") {
-                continue;
-            }
-            let key = match key.strip_prefix("model.") {
-                Some(rest) => format!("backbone.{rest}"),
-                None => key,
-            };
-            if let Some((first, _)) = tensors.get(&key) {
-                let (first, second) = ((*first).into(), file.clone());
-                problems.push(Problem::Duplicate { key, first, second });
-            } else {
-                tensors.insert(key, (file, view));
-            }
+    for tensor in files.tensors(problems) {
+        if tensor.key.starts_with("mtp.") {
+            continue;
+        }
+        let key = written_key(&tensor.key);
+        if let Some(first) = tensors.get(&key) {
+            let (first, second) = (first.file().into(), tensor.file().into());
+            problems.push(Problem::Duplicate { key, first, second });
+        } else {
+            tensors.insert(key, tensor);
         }
     }
     tensors
 }
 
-/// Compares what is there with what the configuration asks for.
-fn check(config: &HybridConfig, tensors: &Tensors<'_>, problems: &mut Vec<Problem>) {
+/// A key with the prefix that is written.
+fn written_key(key: &str) -> String {
+    match key.strip_prefix("model.") {
+        Some(rest) => format!("backbone.{rest}"),
+        None => key.to_owned(),
+    }
+}
+
+/// Compares what is there with what the configuration asks for. Returns the linears in 4 bits that
+/// are complete, by parameter.
+fn check<'a>(
+    config: &HybridConfig,
+    tensors: &Tensors<'_>,
+    mut quantized: QuantizedTensors<'a>,
+    problems: &mut Vec<Problem>,
+) -> BTreeMap<String, LinearParts<'a>> {
     // Tensors of an unreadable file are not missing; nobody can say what is in it.
     let all_readable = problems
         .iter()
         .all(|p| !matches!(p, Problem::UnreadableFile { .. }));
+    let mut joined = BTreeMap::new();
     let mut unexpected: BTreeMap<&str, &str> = tensors
         .iter()
-        .map(|(key, (file, _))| (key.as_str(), *file))
+        .map(|(key, tensor)| (key.as_str(), tensor.file()))
         .collect();
     for spec in config.params() {
         let key = hf_key(&spec.name);
         let expected = hf_shape(&spec);
         unexpected.remove(key.as_str());
+        if is_transposed(&spec)
+            && let Some(linear) = quantized.linear(&key, &expected, all_readable, problems)
+        {
+            if tensors.contains_key(&key) {
+                let (first, second) = (tensors[&key].file().into(), linear.file().into());
+                problems.push(Problem::Duplicate { key, first, second });
+            }
+            joined.insert(spec.name, linear);
+            continue;
+        }
         match tensors.get(&key) {
+            None if quantized.has_seen(&key) => {}
             None if all_readable => problems.push(Problem::Missing { key }),
             None => {}
-            Some((_, view)) => {
-                if view.shape() != expected {
-                    let (key, found) = (key.clone(), view.shape().to_vec());
+            Some(tensor) => {
+                if tensor.view.shape() != expected {
+                    let (key, found) = (key.clone(), tensor.view.shape().to_vec());
                     problems.push(Problem::Misshapen {
                         key,
                         found,
                         expected,
                     });
                 }
-                if !matches!(view.dtype(), Dtype::F32 | Dtype::BF16 | Dtype::F16) {
-                    let dtype = format!("{:?}", view.dtype());
+                if !matches!(tensor.view.dtype(), Dtype::F32 | Dtype::BF16 | Dtype::F16) {
+                    let dtype = format!("{:?}", tensor.view.dtype());
                     problems.push(Problem::UnsupportedDtype { key, dtype });
                 }
             }
         }
     }
-    problems.extend(unexpected.into_iter().map(|(key, file)| {
+    let unexpected = unexpected.into_iter();
+    problems.extend(unexpected.chain(quantized.left_over()).map(|(key, file)| {
         let (key, file) = (key.into(), file.into());
         Problem::Unexpected { key, file }
     }));
+    joined
 }
 
-/// The numbers of a tensor in f32; files are little-endian and need not be aligned.
-fn decode(view: &TensorView<'_>) -> Option<Vec<f32>> {
-    let halves = || {
-        view.data()
-            .chunks_exact(2)
-            .map(|b| u16::from_le_bytes([b[0], b[1]]))
-    };
-    let words = || {
-        view.data()
-            .chunks_exact(4)
-            .map(|b| [b[0], b[1], b[2], b[3]])
-    };
-    let dtype = view.dtype();
-    if dtype == Dtype::F32 {
-        Some(words().map(f32::from_le_bytes).collect())
-    } else if dtype == Dtype::BF16 {
-        Some(
-            halves()
-                .map(|bits| bf16::from_bits(bits).to_f32())
-                .collect(),
-        )
-    } else if dtype == Dtype::F16 {
-        Some(halves().map(|bits| f16::from_bits(bits).to_f32()).collect())
+/// The values of a parameter, in Burn's layout.
+fn values(spec: &ParamSpec, tensor: &FileTensor<'_>) -> Vec<f32> {
+    let stored = tensor.floats().expect("dtypes were checked");
+    let values = if is_transposed(spec) {
+        stored.transposed(spec.shape[1], spec.shape[0])
     } else {
-        None
-    }
-}
-
-/// From `[d_output, d_input]` in the file to Burn's `[d_input, d_output]`.
-fn from_hf_layout(spec: &ParamSpec, stored: Vec<f32>) -> Vec<f32> {
-    if is_transposed(spec) {
-        transpose(&stored, spec.shape[1], spec.shape[0])
-    } else {
-        stored
-    }
-}
-
-/// `[rows, cols]` to `[cols, rows]`, in tiles so that both sides stay in cache.
-fn transpose(x: &[f32], rows: usize, cols: usize) -> Vec<f32> {
-    const TILE: usize = 32;
-    let mut y = vec![0.0; x.len()];
-    for row0 in (0..rows).step_by(TILE) {
-        for col0 in (0..cols).step_by(TILE) {
-            for row in row0..rows.min(row0 + TILE) {
-                for col in col0..cols.min(col0 + TILE) {
-                    y[col * rows + row] = x[row * cols + col];
-                }
-            }
-        }
-    }
-    y
+        stored.to_f32()
+    };
+    tensor.release();
+    values
 }

@@ -13,7 +13,7 @@
 //! only after the new one stands. Loading checks sizes and fingerprints before it believes
 //! anything.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -23,6 +23,7 @@ use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::config::HybridConfig;
 use crate::data::fingerprint::Fingerprint;
 use crate::durable;
 
@@ -161,6 +162,33 @@ pub struct RunCheckpoint {
     pub parameters: NamedTensors,
     /// The optimizer.
     pub moments: NamedTensors,
+}
+
+impl RunCheckpoint {
+    /// Every way in which the parameters are not those of a model.
+    pub fn parameter_problems(&self, config: &HybridConfig) -> Vec<String> {
+        let mut problems = Vec::new();
+        let specs = config.params();
+        for spec in &specs {
+            match self.parameters.get(&spec.name) {
+                None => problems.push(format!("{} is missing", spec.name)),
+                Some(data) if data.shape.to_vec() != spec.shape || data.dtype != DType::F32 => {
+                    problems.push(format!(
+                        "{} is {:?} {:?}, the model has F32 {:?}",
+                        spec.name,
+                        data.dtype,
+                        data.shape.to_vec(),
+                        spec.shape
+                    ));
+                }
+                Some(_) => {}
+            }
+        }
+        let known: BTreeSet<_> = specs.iter().map(|spec| &spec.name).collect();
+        let unknown = self.parameters.keys().filter(|name| !known.contains(name));
+        problems.extend(unknown.map(|name| format!("{name} is not part of the model")));
+        problems
+    }
 }
 
 /// The directory of one run.

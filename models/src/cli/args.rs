@@ -4,11 +4,12 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use burn_nvfp4::recipe::{RecipeError, presets};
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use burn_nvfp4_models::train::config::{BackendName, ModelSource, TrainConfig};
 
-/// Trains hybrid Mamba-Transformer models in NVFP4, and lets them write.
+/// Trains hybrid Mamba-Transformer models in NVFP4, lets them write, and serves their weights in
+/// 4 bits.
 #[derive(Debug, Parser)]
 #[command(name = "nvfp4", version)]
 pub(crate) struct Arguments {
@@ -27,6 +28,145 @@ pub(crate) enum Command {
     Train(Box<TrainArgs>),
     /// Continue a text with a Hugging Face checkpoint. The text goes to stdout as it comes.
     Generate(Box<GenerateArgs>),
+    /// Put the linear weights of a Hugging Face directory, of any architecture, into NVFP4 for
+    /// inference servers.
+    Quantize(Box<QuantizeArgs>),
+    /// Write the values of a directory in NVFP4 as floats again.
+    Dequantize(DequantizeArgs),
+    /// Write a checkpoint of a training run as a Hugging Face directory: in NVFP4 the weights that
+    /// its forward multiplies, or everything as floats.
+    Export(Box<ExportArgs>),
+    /// List the tensors of a Hugging Face directory with what 4 bits do, or would do, to each.
+    Inspect(Box<InspectArgs>),
+}
+
+/// Names and configuration of a served directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum FormatName {
+    /// NVIDIA Model Optimizer's: vLLM, TensorRT-LLM, SGLang.
+    Modelopt,
+    /// compressed-tensors': vLLM, transformers.
+    CompressedTensors,
+}
+
+/// What a run is exported as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ExportName {
+    /// NVFP4 in NVIDIA Model Optimizer's layout: vLLM, TensorRT-LLM, SGLang.
+    Modelopt,
+    /// NVFP4 in compressed-tensors' layout: vLLM, transformers.
+    CompressedTensors,
+    /// Floats: transformers, and every command here that takes a model.
+    HighPrecision,
+}
+
+/// Whose arithmetic rounds the weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RuleName {
+    /// TransformerEngine's, blocks of 1x16: what training and `generate` quantize with.
+    TransformerEngine,
+    /// The better of two scales for each block.
+    FourOverSix,
+    /// NVIDIA Model Optimizer's, bit for bit.
+    Modelopt,
+}
+
+/// Dtype of numbers that are not in 4 bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum FloatName {
+    /// 32 bits.
+    F32,
+    /// 16 bits.
+    Bf16,
+}
+
+/// Which weights stay as they are.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct SelectionArgs {
+    /// A module to keep as it is; `*` matches any characters, dots too. Repeatable.
+    #[arg(long, value_name = "GLOB")]
+    pub(crate) exclude: Vec<String>,
+    /// Keep only what --exclude names, and not also lm_head, embeddings, norms and routers.
+    #[arg(long)]
+    pub(crate) no_default_excludes: bool,
+}
+
+/// Arguments of `nvfp4 quantize`.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct QuantizeArgs {
+    /// Folder with config.json and safetensors files in 16 or 32 bits.
+    #[arg(value_name = "IN")]
+    pub(crate) input: PathBuf,
+    /// Folder to write.
+    #[arg(value_name = "OUT")]
+    pub(crate) output: PathBuf,
+    /// Whose tensor names and configuration.
+    #[arg(long, value_enum, default_value_t = FormatName::Modelopt)]
+    pub(crate) format: FormatName,
+    /// Whose arithmetic.
+    #[arg(long, value_enum, default_value_t = RuleName::TransformerEngine)]
+    pub(crate) rule: RuleName,
+    #[command(flatten)]
+    pub(crate) selection: SelectionArgs,
+    /// Replace OUT if it is a checkpoint.
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+/// Arguments of `nvfp4 dequantize`.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct DequantizeArgs {
+    /// Folder in NVFP4.
+    #[arg(value_name = "IN")]
+    pub(crate) input: PathBuf,
+    /// Folder to write.
+    #[arg(value_name = "OUT")]
+    pub(crate) output: PathBuf,
+    /// Dtype of the values.
+    #[arg(long, value_enum, default_value_t = FloatName::Bf16)]
+    pub(crate) dtype: FloatName,
+    /// Replace OUT if it is a checkpoint.
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+/// Arguments of `nvfp4 export`.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct ExportArgs {
+    /// Folder of the run.
+    #[arg(value_name = "RUN")]
+    pub(crate) run: PathBuf,
+    /// Folder to write.
+    #[arg(value_name = "OUT")]
+    pub(crate) output: PathBuf,
+    /// What to write.
+    #[arg(long, value_enum, default_value_t = ExportName::Modelopt)]
+    pub(crate) format: ExportName,
+    /// Dtype of what is not in 4 bits.
+    #[arg(long, value_enum, default_value_t = FloatName::Bf16)]
+    pub(crate) dtype: FloatName,
+    /// The checkpoint of this step instead of the latest.
+    #[arg(long, value_name = "STEP")]
+    pub(crate) step: Option<u64>,
+    /// Replace OUT if it is a checkpoint.
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+/// Arguments of `nvfp4 inspect`.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct InspectArgs {
+    /// Folder with config.json and safetensors files.
+    #[arg(value_name = "DIR")]
+    pub(crate) directory: PathBuf,
+    /// The directory that DIR was quantized from: errors are against its weights.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["rule", "exclude", "no_default_excludes"])]
+    pub(crate) against: Option<PathBuf>,
+    /// Whose arithmetic, for a directory that is not quantized.
+    #[arg(long, value_enum, default_value_t = RuleName::TransformerEngine)]
+    pub(crate) rule: RuleName,
+    #[command(flatten)]
+    pub(crate) selection: SelectionArgs,
 }
 
 /// Arguments of `nvfp4 generate`.

@@ -11,9 +11,10 @@ use std::io::{ErrorKind, IsTerminal, Write, stdout};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use burn_nvfp4::Nvfp4Engine;
+use burn_nvfp4::export::WEIGHTS_ONLY;
+use burn_nvfp4::{Nvfp4, Nvfp4Engine, PackedWeights, Policy, presets};
 
-use burn_nvfp4_models::checkpoint::hf::{load_hf, load_hf_config};
+use burn_nvfp4_models::checkpoint::hf::{LoadedHf, load_hf_config, load_hf_packed};
 use burn_nvfp4_models::config::HybridConfig;
 use burn_nvfp4_models::data::{TextStream, Tokenizer};
 use burn_nvfp4_models::generate::{GenerateError, Generation, Sampling};
@@ -136,7 +137,10 @@ fn most(prompt: &[u32], config: &HybridConfig, limit: usize) -> Result<(usize, S
 impl OnBackend for Request {
     /// Steps 2 and 3.
     fn run<E: Nvfp4Engine>(self, device: E::Device) -> Result<Success, Failure> {
-        let (_, model) = load_hf::<E>(&self.dir, &device).map_err(Failure::error)?;
+        // Weights in 4 bits are multiplied as they are stored; without any, this is `E`.
+        let loaded = load_hf_packed::<Nvfp4<E>>(&self.dir, &device).map_err(Failure::error)?;
+        let LoadedHf { model, packed, .. } = loaded;
+        serve_packed::<E>(packed, &device)?;
         let start = Instant::now();
         let generation = Generation::start(&model, &[&self.prompt], self.sampling, &device);
         let ids = generation.map_err(Failure::error)?.flatten();
@@ -169,6 +173,19 @@ impl OnBackend for Request {
         ));
         Ok(Success::Done)
     }
+}
+
+/// Has the linears with a packed weight multiply that, and all others run in high precision.
+fn serve_packed<E: Nvfp4Engine>(packed: PackedWeights, device: &E::Device) -> Result<(), Failure> {
+    let mut policy = Policy::uniform(presets::HIGH_PRECISION);
+    for layer in packed.layers() {
+        policy = policy
+            .with_override(&globset::escape(layer), WEIGHTS_ONLY)
+            .map_err(Failure::error)?;
+    }
+    burn_nvfp4::set_policy::<E>(device, policy).map_err(Failure::error)?;
+    burn_nvfp4::set_packed_weights::<E>(device, packed);
+    Ok(())
 }
 
 /// Tokens per second after the first one, which came with the prompt.

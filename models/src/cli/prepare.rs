@@ -131,7 +131,10 @@ fn resolve(
 }
 
 /// The model's dimensions, with room for every id of the tokenizer.
-fn model_config(source: &ModelSource, tokenizer: &Tokenizer) -> Result<HybridConfig, Failure> {
+pub(super) fn model_config(
+    source: &ModelSource,
+    tokenizer: &Tokenizer,
+) -> Result<HybridConfig, Failure> {
     let model = match source {
         ModelSource::Preset(name) => {
             // A multiple of 16 keeps `lm_head` free of partial blocks.

@@ -34,6 +34,13 @@ impl ParamSpec {
             .try_fold(1u64, |numel, &len| numel.checked_mul(len as u64))
     }
 
+    /// Whether files keep the parameter in f32 when everything else is bf16: what becomes an
+    /// exponent or a time step (`a_log`, `d_skip`, `dt_bias`).
+    pub fn stays_f32(&self) -> bool {
+        let (_, name) = self.name.rsplit_once('.').unwrap_or(("", &self.name));
+        matches!(name, "a_log" | "d_skip" | "dt_bias")
+    }
+
     /// Whether weight decay applies: not to vectors (norms, biases, `a_log`, `d_skip`, `dt_bias`),
     /// but to embeddings, `lm_head` and the convolution, as Megatron-LM has it.
     pub fn decays(&self) -> bool {

@@ -11,9 +11,8 @@ use burn::tensor::{Tensor, TensorData};
 use half::bf16;
 use safetensors::tensor::{Dtype, View, serialize_to_file};
 
-use super::{
-    CONFIG_FILE, CheckpointError, INDEX_FILE, SINGLE_FILE, hf_key, hf_shape, is_transposed,
-};
+use super::{CheckpointError, hf_key, hf_shape, is_transposed};
+use crate::checkpoint::files::{CONFIG_FILE, INDEX_FILE, SINGLE_FILE};
 use crate::config::HybridConfig;
 use crate::config::hf::StoredFloat;
 use crate::config::params::ParamSpec;
@@ -22,7 +21,7 @@ use crate::hybrid::HybridLm;
 /// How a checkpoint is written.
 #[derive(Clone, Copy, Debug)]
 pub struct SaveOptions {
-    /// Dtype of all tensors in the files.
+    /// Dtype of the tensors in the files; `a_log`, `d_skip` and `dt_bias` are f32 in any case.
     pub stored: StoredFloat,
     /// Start a new file before one exceeds this many bytes of tensors; none: one file.
     pub max_shard_bytes: Option<u64>,
@@ -170,7 +169,11 @@ impl<B: Backend> ModuleVisitor<B> for Collect {
         self.out.push(StoredTensor {
             key: hf_key(&spec.name),
             shape: hf_shape(spec),
-            stored: self.stored,
+            stored: if spec.stays_f32() {
+                StoredFloat::F32
+            } else {
+                self.stored
+            },
             values: Box::new(move || {
                 let tensor = tensor.clone();
                 if transposed {

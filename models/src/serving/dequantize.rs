@@ -1,0 +1,191 @@
+//! From a directory with weights in 4 bits back to one in 16 or 32: the values that its loader
+//! computes with, for whatever reads no 4-bit weights.
+
+use std::path::Path;
+
+use half::bf16;
+use safetensors::tensor::Dtype;
+
+use super::ServingError;
+use super::directory::{Directory, Force, check_apart, check_output, copy_others};
+use super::quantize::{Progress, write, write_index};
+use super::served_file::FilePlan;
+use crate::checkpoint::files::CONFIG_FILE;
+use crate::durable;
+
+/// Dtype of the values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StoredValues {
+    /// As computed.
+    F32,
+    /// Rounded, as compressed-tensors does.
+    Bf16,
+}
+
+/// Writes the values of the 4-bit weights of `input` to `output`, everything else as it is.
+///
+/// # Errors
+/// [`ServingError`]; `output` is then as it was.
+pub fn dequantize_directory(
+    input: &Path,
+    output: &Path,
+    stored: StoredValues,
+    force: Force,
+    progress: &mut dyn FnMut(Progress<'_>),
+) -> Result<(), ServingError> {
+    let directory = Directory::open(input)?;
+    let Some(format) = directory.format()? else {
+        let path = input.join(CONFIG_FILE);
+        return Err(ServingError::NotQuantized { path });
+    };
+    check_apart(input, output)?;
+    check_output(output, force)?;
+    let quantized = directory.quantized(format)?;
+    let dtype = match stored {
+        StoredValues::F32 => Dtype::F32,
+        StoredValues::Bf16 => Dtype::BF16,
+    };
+    let linear_bytes: u64 = quantized
+        .linears
+        .iter()
+        .map(|(_, parts)| parts.bytes())
+        .sum();
+    let others = quantized
+        .others
+        .iter()
+        .map(|tensor| tensor.view.data().len() as u64);
+    let total = linear_bytes + others.sum::<u64>();
+    durable::write_folder(output, |aside| {
+        let names: Vec<_> = directory.files.names().collect();
+        let mut plans: Vec<_> = names.iter().map(|_| FilePlan::new(format)).collect();
+        let place = |file: &str| {
+            let place = names.iter().position(|name| *name == file);
+            place.expect("a tensor is in one of the files")
+        };
+        for (linear, parts) in &quantized.linears {
+            let (rows, k) = parts.shape();
+            plans[place(parts.file())].add(&format!("{linear}.weight"), dtype, &[rows, k]);
+        }
+        for tensor in &quantized.others {
+            let view = &tensor.view;
+            plans[place(tensor.file())].add(&tensor.key, view.dtype(), view.shape());
+        }
+        write_index(aside, names.iter().copied().zip(&plans))?;
+        let mut files = Vec::new();
+        for (name, plan) in names.iter().zip(plans) {
+            let path = aside.join(name);
+            files.push(
+                plan.create(&path)
+                    .map_err(ServingError::io("write", &path))?,
+            );
+        }
+        let mut read = 0;
+        let mut done = |key: &str, bytes: u64| {
+            read += bytes;
+            progress(Progress { key, read, total });
+        };
+        for (linear, parts) in &quantized.linears {
+            let values = parts.dequantize(&parts.join());
+            let file = &mut files[place(parts.file())];
+            file.write(&format!("{linear}.weight"), &bytes(&values, stored))
+                .map_err(ServingError::io("write", output))?;
+            done(linear, parts.bytes());
+        }
+        for tensor in &quantized.others {
+            let file = &mut files[place(tensor.file())];
+            file.write(&tensor.key, tensor.view.data())
+                .map_err(ServingError::io("write", output))?;
+            tensor.release();
+            done(&tensor.key, tensor.view.data().len() as u64);
+        }
+        for file in files {
+            file.finish().map_err(ServingError::io("write", output))?;
+        }
+        let config = without_entry(&directory.config, "quantization_config");
+        write(&aside.join(CONFIG_FILE), config.as_bytes())?;
+        copy_others(input, aside)
+    })
+}
+
+fn bytes(values: &[f32], stored: StoredValues) -> Vec<u8> {
+    match stored {
+        StoredValues::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        StoredValues::Bf16 => {
+            let halves = values.iter().map(|&v| bf16::from_f32(v).to_le_bytes());
+            halves.flatten().collect()
+        }
+    }
+}
+
+/// The text of a JSON object without one of its entries, whose value is an object. Everything else
+/// stays as it is written: numbers that JSON does not have among it.
+fn without_entry(text: &str, entry: &str) -> String {
+    let (mut depth, mut in_string, mut escaped) = (0, false, false);
+    let mut string_start = 0;
+    // Start of the key, once it is found at the top level.
+    let mut key = None;
+    for (at, c) in text.char_indices() {
+        if in_string {
+            match c {
+                _ if escaped => escaped = false,
+                '\\' => escaped = true,
+                '"' => {
+                    in_string = false;
+                    let name = &text[string_start + 1..at];
+                    if depth == 1 && name == entry && key.is_none() {
+                        key = Some(string_start);
+                    }
+                }
+                _ => {}
+            }
+            continue;
+        }
+        match c {
+            '"' => (in_string, string_start) = (true, at),
+            '{' | '[' => depth += 1,
+            '}' | ']' => {
+                depth -= 1;
+                if let (Some(start), 1) = (key, depth) {
+                    return cut(text, start, at + 1);
+                }
+            }
+            _ => {}
+        }
+    }
+    text.to_owned()
+}
+
+/// Cuts an entry out, with the comma on one of its sides.
+fn cut(text: &str, start: usize, end: usize) -> String {
+    let (before, after) = (&text[..start], &text[end..]);
+    match after.trim_start().strip_prefix(',') {
+        Some(after) => format!("{before}{}", after.trim_start()),
+        None => {
+            let before = before.trim_end();
+            let before = before.strip_suffix(',').unwrap_or(before);
+            format!("{before}{after}")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+
+    #[test]
+    fn an_entry_is_cut_out_and_nothing_else_is_touched() {
+        let first = "{\n  \"q\": {\"a\": \"}\", \"b\": [1]},\n  \"limit\": [0.0, Infinity]\n}\n";
+        assert_eq!(
+            without_entry(first, "q"),
+            "{\n  \"limit\": [0.0, Infinity]\n}\n"
+        );
+        let last = "{\"x\": {\"q\": 1}, \"q\": {\"a\": {}}}";
+        let cut: Value = serde_json::from_str(&without_entry(last, "q")).unwrap();
+        assert_eq!(cut, serde_json::json!({"x": {"q": 1}}));
+        let only: Value = serde_json::from_str(&without_entry("{\"q\": {}}", "q")).unwrap();
+        assert_eq!(only, serde_json::json!({}));
+        assert_eq!(without_entry("{\"x\": \"q\"}", "y"), "{\"x\": \"q\"}");
+    }
+}

@@ -36,7 +36,7 @@ def compare(name, a, b):
 
 cases = {
     "hybrid": (models.config(), torch.float32, {}),
-    "biases": (models.config(use_bias=True, mlp_bias=True, attention_bias=True), torch.float32, {}),
+    "biases": (models.config(use_bias=True, mlp_bias=True), torch.float32, {}),
     "shards": (models.config("M-*-"), torch.float32, {"max_shard_size": "100KB"}),
     "bf16": (models.config("MM*-"), torch.bfloat16, {"max_shard_size": "50KB"}),
 }

@@ -2,6 +2,10 @@
 
 import torch
 from transformers import NemotronHConfig, NemotronHForCausalLM
+from transformers.utils import logging
+
+logging.set_verbosity_error()
+logging.disable_progress_bar()
 
 LAYERS = {"M": "mamba", "-": "mlp", "*": "attention"}
 

@@ -58,7 +58,8 @@ pub(crate) fn run(filter: &str, eval_data: Option<&Path>) -> Result<String> {
             .arg(&work)
             // Nothing may be fetched by a model's name.
             .env("HF_HUB_OFFLINE", "1")
-            .env("TOKENIZERS_PARALLELISM", "false");
+            .env("TOKENIZERS_PARALLELISM", "false")
+            .env("PYTHONWARNINGS", "ignore");
         status(&mut command)?;
     }
     fs::remove_dir_all(&work).with_context(|| format!("cannot remove {}", work.display()))?;

@@ -11,8 +11,10 @@ pub(crate) mod plot;
 pub(crate) mod report;
 pub(crate) mod prepare;
 pub(crate) mod backend;
+pub(crate) mod model_folder;
 pub(crate) mod train;
 pub(crate) mod generate;
+pub(crate) mod eval;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -93,6 +95,7 @@ pub(crate) fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<Succe
     match arguments.command {
         Command::Train(arguments) => train::train(&arguments),
         Command::Generate(arguments) => generate::generate(&arguments),
+        Command::Eval(arguments) => eval::eval(&arguments),
     }
 }
 

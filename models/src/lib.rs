@@ -7,4 +7,5 @@ pub mod nn;
 pub mod hybrid;
 pub mod checkpoint;
 pub mod generate;
+pub mod eval;
 pub mod train;

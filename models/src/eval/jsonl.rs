@@ -102,8 +102,8 @@ mod tests {
         assert_eq!(read_text("2\n\n4\n"), Ok(vec![(1, 2), (3, 4)]));
         let refused = |text| read_text(text).unwrap_err();
         assert_eq!(
-            refused("2\n{\"a\n"),
-            "items.jsonl: line 2: EOF while parsing a string at column 3"
+            refused("2\n\"a\n"),
+            "items.jsonl: line 2: EOF while parsing a string at column 2"
         );
         assert_eq!(
             refused("2\n\n\"two\"\n"),

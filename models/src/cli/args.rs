@@ -58,9 +58,9 @@ pub(crate) struct EvalArgs {
     /// Only the first items of each subject.
     #[arg(long, value_name = "N")]
     pub(crate) limit: Option<NonZeroUsize>,
-    /// Most tokens of a batch, padding included.
-    #[arg(long, value_name = "N", default_value = "4096")]
-    pub(crate) batch_tokens: NonZeroUsize,
+    /// Most tokens of a batch, padding included; 1024 on a CPU backend and 16384 on others.
+    #[arg(long, value_name = "N")]
+    pub(crate) batch_tokens: Option<NonZeroUsize>,
     /// File for the results, one JSON object a line.
     #[arg(long, value_name = "FILE")]
     pub(crate) out: Option<PathBuf>,

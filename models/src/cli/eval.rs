@@ -6,6 +6,7 @@
 //! 3. Task after task: a progress bar on stderr, tables on stdout, every item to `--out`.
 
 use std::io::{Write, stdout};
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -23,7 +24,7 @@ use burn_nvfp4_models::eval::results::{
 };
 use burn_nvfp4_models::eval::tasks::{Amount, TASKS, Task};
 use burn_nvfp4_models::hybrid::HybridLm;
-use burn_nvfp4_models::train::config::PrecisionConfig;
+use burn_nvfp4_models::train::config::{BackendName, PrecisionConfig};
 
 use super::args::{EvalArgs, EvalCommand};
 use super::backend::OnBackend;
@@ -38,9 +39,16 @@ struct Request {
     folder: ModelFolder,
     assignments: Vec<Assignment>,
     precision: Precision,
-    batch_tokens: usize,
+    batching: Batching,
     out: Option<PathBuf>,
     run: Run,
+}
+
+/// How much is computed at a time.
+#[derive(Clone, Copy)]
+struct Batching {
+    tokens: usize,
+    threads: NonZeroUsize,
 }
 
 /// How linears compute.
@@ -113,12 +121,13 @@ impl Request {
             let data = data_folder(arguments, task)?;
             assignments.push(Assignment::of_task(task, data, amount, encoder)?);
         }
-        let run = run(arguments, &folder, &assignments);
+        let batching = batching(arguments);
+        let run = run(arguments, &folder, batching, &assignments);
         Ok(Self {
             folder,
             assignments,
             precision,
-            batch_tokens: arguments.batch_tokens.get(),
+            batching,
             out: arguments.out.clone(),
             run,
         })
@@ -137,7 +146,8 @@ impl Request {
             tokenizer: &self.folder.tokenizer,
             window: self.folder.config.context_len,
             ends: &ends,
-            batch_tokens: self.batch_tokens,
+            batch_tokens: self.batching.tokens,
+            threads: self.batching.threads,
         };
         match &self.out {
             Some(path) => results::write(path, |lines| {
@@ -274,6 +284,21 @@ fn check_out(path: &Path, force: bool) -> Result<(), Failure> {
     }
 }
 
+/// Small batches on every core of a CPU, whose caches they fit; large ones on a GPU.
+fn batching(arguments: &EvalArgs) -> Batching {
+    let (usual, threads) = match arguments.backend {
+        BackendName::Ndarray | BackendName::Flex => {
+            let cores = std::thread::available_parallelism();
+            (1024, cores.unwrap_or(NonZeroUsize::MIN))
+        }
+        BackendName::Wgpu | BackendName::Cuda => (16384, NonZeroUsize::MIN),
+    };
+    Batching {
+        tokens: arguments.batch_tokens.map_or(usual, NonZeroUsize::get),
+        threads,
+    }
+}
+
 /// The precision that is asked for, checked against the model's layers.
 fn precision(arguments: &EvalArgs, config: &HybridConfig) -> Result<Precision, Failure> {
     let Some(name) = &arguments.recipe else {
@@ -291,7 +316,12 @@ fn precision(arguments: &EvalArgs, config: &HybridConfig) -> Result<Precision, F
 }
 
 /// What the first line of the results says.
-fn run(arguments: &EvalArgs, folder: &ModelFolder, assignments: &[Assignment]) -> Run {
+fn run(
+    arguments: &EvalArgs,
+    folder: &ModelFolder,
+    batching: Batching,
+    assignments: &[Assignment],
+) -> Run {
     let tasks = assignments.iter().map(|assignment| TaskRun {
         task: assignment.task.to_owned(),
         shots: assignment.loaded.shots,
@@ -307,7 +337,7 @@ fn run(arguments: &EvalArgs, folder: &ModelFolder, assignments: &[Assignment]) -
             None => "high_precision".to_owned(),
         },
         backend: format!("{:?}", arguments.backend).to_lowercase(),
-        batch_tokens: arguments.batch_tokens.get(),
+        batch_tokens: batching.tokens,
         tasks: tasks.collect(),
     }
 }

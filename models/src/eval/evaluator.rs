@@ -1,5 +1,6 @@
 //! A model put to its tasks.
 
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::backend::Backend;
@@ -109,6 +110,8 @@ pub struct Evaluator<'a, B: Backend> {
     pub ends: &'a [u32],
     /// Most positions of a batch.
     pub batch_tokens: usize,
+    /// Batches that are scored at a time.
+    pub threads: NonZeroUsize,
 }
 
 impl<B: Backend> Evaluator<'_, B> {
@@ -142,6 +145,7 @@ impl<B: Backend> Evaluator<'_, B> {
             model: self.model,
             device: self.device.clone(),
             batch_tokens: self.batch_tokens,
+            threads: self.threads,
         };
         let writer = Writer {
             model: self.model,

@@ -3,6 +3,7 @@
 //! 1. [`plan`](super::plan) makes groups of inputs with a common beginning, and batches of those.
 //! 2. The beginning of a group goes through the model once; its cache is repeated for each row of
 //!    a batch. Long inputs go through in pieces, so that scores of attention stay small.
+//!    Batches are independent, so several can be computed at a time.
 //! 3. `lm_head` sees the positions whose predictions are scored, and no others, in pieces: logits
 //!    of all positions over a large vocabulary would be the largest tensor by far.
 //! 4. `ln p(id) = logit - max - ln sum exp(logit - max)` in f32 on the device; the sums over a row
@@ -11,6 +12,11 @@
 //! A row's result does not depend on the other rows, up to rounding, as long as linears compute in
 //! high precision. Quantized operands have one scale a tensor, so there the batch matters, padding
 //! included: equal batches give equal results.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
 
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor, TensorData};
@@ -37,6 +43,17 @@ pub struct Score {
     pub tokens: usize,
 }
 
+impl Score {
+    /// Of a row of which nothing is scored yet.
+    fn start(row: &Row) -> Self {
+        Self {
+            log_likelihood: 0.0,
+            is_greedy: true,
+            tokens: row.targets().len(),
+        }
+    }
+}
+
 /// Scores rows with a model.
 #[derive(Debug)]
 pub struct Scorer<'a, B: Backend> {
@@ -46,6 +63,89 @@ pub struct Scorer<'a, B: Backend> {
     pub device: B::Device,
     /// Most positions of a batch; one row may have more.
     pub batch_tokens: usize,
+    /// Batches that are computed at a time. The tensors of a small model are too small to be split
+    /// between the cores of a CPU; a GPU is shared by one thread.
+    pub threads: NonZeroUsize,
+}
+
+/// Rows and their scores.
+type Scored = Vec<(usize, Score)>;
+
+impl<B: Backend> Scorer<'_, B> {
+    /// The score of each row. `done` is told how many more are finished.
+    ///
+    /// # Panics
+    /// If an id has no embedding.
+    pub fn score(&self, rows: &[&Row], done: &mut dyn FnMut(usize)) -> Vec<Score> {
+        let mut scores: Vec<Score> = rows.iter().map(|row| Score::start(row)).collect();
+        let inputs = inputs(rows);
+        for group in groups(&inputs, self.batch_tokens) {
+            let beginning = (group.prefix > 0).then(|| {
+                let first = &inputs[group.batches[0][0]];
+                self.worker().read(&first.ids[..group.prefix])
+            });
+            let members = |batch: &Vec<usize>| -> Vec<&Input<'_>> {
+                batch.iter().map(|&input| &inputs[input]).collect()
+            };
+            let batches: Vec<Vec<&Input<'_>>> = group.batches.iter().map(members).collect();
+            self.run(&batches, (group.prefix, beginning), rows, &mut |scored| {
+                done(scored.len());
+                for (row, score) in scored {
+                    scores[row] = score;
+                }
+            });
+        }
+        scores
+    }
+
+    /// Scores batches whose inputs continue a beginning, on as many threads as there may be.
+    fn run(
+        &self,
+        batches: &[Vec<&Input<'_>>],
+        (prefix, beginning): (usize, Option<Cache<B>>),
+        rows: &[&Row],
+        collect: &mut dyn FnMut(Scored),
+    ) {
+        let threads = self.threads.get().min(batches.len());
+        if threads <= 1 {
+            let worker = self.worker();
+            for batch in batches {
+                collect(worker.score(batch, (prefix, beginning.as_ref()), rows));
+            }
+            return;
+        }
+        let next = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            let (sender, receiver) = mpsc::channel();
+            for _ in 0..threads {
+                // Copies share their memory; a model itself cannot be shared between threads.
+                let (worker, beginning) = (self.worker(), beginning.clone());
+                let (sender, next) = (sender.clone(), &next);
+                scope.spawn(move || {
+                    while let Some(batch) = batches.get(next.fetch_add(1, Ordering::Relaxed)) {
+                        let scored = worker.score(batch, (prefix, beginning.as_ref()), rows);
+                        // Nobody listens any more if another thread has failed.
+                        let _ = sender.send(scored);
+                    }
+                });
+            }
+            drop(sender);
+            receiver.iter().for_each(collect);
+        });
+    }
+
+    fn worker(&self) -> Worker<B> {
+        Worker {
+            model: self.model.clone(),
+            device: self.device.clone(),
+        }
+    }
+}
+
+/// What one thread scores with.
+struct Worker<B: Backend> {
+    model: HybridLm<B>,
+    device: B::Device,
 }
 
 /// A position whose prediction is asked for, and by whom.
@@ -56,44 +156,21 @@ struct Probe {
     wanted: Vec<(u32, usize)>,
 }
 
-impl<B: Backend> Scorer<'_, B> {
-    /// The score of each row. `done` is told how many more are finished.
-    ///
-    /// # Panics
-    /// If an id has no embedding.
-    pub fn score(&self, rows: &[&Row], done: &mut dyn FnMut(usize)) -> Vec<Score> {
-        let start = |row: &&Row| Score {
-            log_likelihood: 0.0,
-            is_greedy: true,
-            tokens: row.targets().len(),
-        };
-        let mut scores: Vec<Score> = rows.iter().map(start).collect();
-        let inputs = inputs(rows);
-        for group in groups(&inputs, self.batch_tokens) {
-            let beginning = (group.prefix > 0).then(|| {
-                let first = &inputs[group.batches[0][0]];
-                let mut cache = Cache::new(self.model);
-                self.hidden(self.ids(&first.ids[..group.prefix], 1), &mut cache);
-                cache
-            });
-            for batch in &group.batches {
-                let batch: Vec<&Input<'_>> = batch.iter().map(|&input| &inputs[input]).collect();
-                self.score_batch(&batch, group.prefix, beginning.as_ref(), rows, &mut scores);
-                done(batch.iter().map(|input| input.rows.len()).sum());
-            }
-        }
-        scores
+impl<B: Backend> Worker<B> {
+    /// A cache that holds these ids.
+    fn read(&self, ids: &[u32]) -> Cache<B> {
+        let mut cache = Cache::new(&self.model);
+        self.hidden(self.ids(ids, 1), &mut cache);
+        cache
     }
 
     /// Steps 2 to 4 for one batch, whose inputs continue `beginning` after `prefix` ids.
-    fn score_batch(
+    fn score(
         &self,
         batch: &[&Input<'_>],
-        prefix: usize,
-        beginning: Option<&Cache<B>>,
+        (prefix, beginning): (usize, Option<&Cache<B>>),
         rows: &[&Row],
-        scores: &mut [Score],
-    ) {
+    ) -> Scored {
         let longest = batch.iter().map(|input| input.ids.len() - prefix);
         let longest = longest.max().unwrap_or(0);
         let mut ids = Vec::with_capacity(batch.len() * longest);
@@ -111,19 +188,24 @@ impl<B: Backend> Scorer<'_, B> {
         let ids = self.ids(&ids, batch.len());
         let hidden = match beginning {
             Some(cache) => self.hidden(ids, &mut cache.repeated(batch.len())),
-            None if longest > PIECE => self.hidden(ids, &mut Cache::new(self.model)),
+            None if longest > PIECE => self.hidden(ids, &mut Cache::new(&self.model)),
             None => self.model.forward_hidden(ids),
         };
         let [_, _, width] = hidden.dims();
         let hidden = hidden.reshape([batch.len() * longest, width]);
         let vocab = self.model.embeddings.weight.dims()[0];
+        let members = batch.iter().flat_map(|input| &input.rows);
+        let mut scores: BTreeMap<usize, Score> = members
+            .map(|&row| (row, Score::start(rows[row])))
+            .collect();
         for probes in probes.chunks((LOGITS / vocab).max(1)) {
-            self.read_probes(hidden.clone(), probes, scores);
+            self.read_probes(hidden.clone(), probes, &mut scores);
         }
+        scores.into_iter().collect()
     }
 
     /// Steps 3 and 4 for some positions of `hidden`, `[positions, d_model]`.
-    fn read_probes(&self, hidden: Tensor<B, 2>, probes: &[Probe], scores: &mut [Score]) {
+    fn read_probes(&self, hidden: Tensor<B, 2>, probes: &[Probe], scores: &mut BTreeMap<usize, Score>) {
         let n = probes.len();
         let columns = probes.iter().map(|probe| probe.wanted.len());
         let columns = columns.max().unwrap_or(0);
@@ -153,7 +235,7 @@ impl<B: Backend> Scorer<'_, B> {
 
         for ((probe, wanted), log_sum) in probes.iter().zip(wanted.chunks(columns)).zip(log_sum) {
             for (&(_, row), below_max) in probe.wanted.iter().zip(wanted) {
-                let score = &mut scores[row];
+                let score = scores.get_mut(&row).expect("a row of this batch");
                 score.log_likelihood += below_max - log_sum;
                 score.is_greedy &= *below_max == 0.0;
             }

@@ -60,7 +60,7 @@ fn reference<B: Backend>(model: &HybridLm<B>, row: &Row, device: &B::Device) -> 
     }
 }
 
-/// Checks that batches of these sizes give what the definition gives.
+/// Checks that batches of these sizes, on one to three threads, give what the definition gives.
 fn check<B: Backend>(rows: &[Row], batch_tokens: &[usize]) {
     let device = B::Device::default();
     let model = model::<B>(&device);
@@ -69,11 +69,12 @@ fn check<B: Backend>(rows: &[Row], batch_tokens: &[usize]) {
         .iter()
         .map(|row| reference(&model, row, &device))
         .collect();
-    for &batch_tokens in batch_tokens {
+    for (&batch_tokens, threads) in batch_tokens.iter().zip([1, 2, 3]) {
         let scorer = Scorer {
             model: &model,
             device: device.clone(),
             batch_tokens,
+            threads: NonZeroUsize::new(threads).unwrap(),
         };
         let mut finished = 0;
         let scores = scorer.score(&rows, &mut |count| finished += count);
@@ -150,6 +151,7 @@ fn the_greedy_continuation_is_known_as_such() {
         model: &model,
         device,
         batch_tokens: 64,
+        threads: NonZeroUsize::MIN,
     };
     let greedy = Row::new(ids.clone(), ids.len() - prompt);
     ids[prompt + 4] ^= 1;

@@ -3,7 +3,8 @@
 //! Documents are separated by one id. For bytes it is 0: text never holds a NUL ([`super::source`]
 //! passes such files over), so the vocabulary stays at 256, a multiple of 16. For a tokenizer file
 //! it is the first of `SEPARATORS` that it knows; without one, documents follow each other
-//! directly. What begins a text is in the `tokenizer_config.json` beside that file, if it is anywhere.
+//! directly. What begins a text is in the `tokenizer_config.json` beside that file, if it is said
+//! anywhere.
 
 use std::path::{Path, PathBuf};
 

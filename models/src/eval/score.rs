@@ -195,9 +195,8 @@ impl<B: Backend> Worker<B> {
         let hidden = hidden.reshape([batch.len() * longest, width]);
         let vocab = self.model.embeddings.weight.dims()[0];
         let members = batch.iter().flat_map(|input| &input.rows);
-        let mut scores: BTreeMap<usize, Score> = members
-            .map(|&row| (row, Score::start(rows[row])))
-            .collect();
+        let mut scores: BTreeMap<usize, Score> =
+            members.map(|&row| (row, Score::start(rows[row]))).collect();
         for probes in probes.chunks((LOGITS / vocab).max(1)) {
             self.read_probes(hidden.clone(), probes, &mut scores);
         }
@@ -205,7 +204,12 @@ impl<B: Backend> Worker<B> {
     }
 
     /// Steps 3 and 4 for some positions of `hidden`, `[positions, d_model]`.
-    fn read_probes(&self, hidden: Tensor<B, 2>, probes: &[Probe], scores: &mut BTreeMap<usize, Score>) {
+    fn read_probes(
+        &self,
+        hidden: Tensor<B, 2>,
+        probes: &[Probe],
+        scores: &mut BTreeMap<usize, Score>,
+    ) {
         let n = probes.len();
         let columns = probes.iter().map(|probe| probe.wanted.len());
         let columns = columns.max().unwrap_or(0);

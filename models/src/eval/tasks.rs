@@ -1,7 +1,7 @@
 //! The tasks: where their files lie, how their items are asked, what is measured.
 //!
 //! One file per family in `tasks/`, which holds what the published task is: the words around a
-//! question. [`format`] does what all of them share. A new task is a new file and a line in
+//! question; `tasks/format.rs` does what all of them share. A new task is a new file and a line in
 //! [`TASKS`]; the command line and the documentation take their lists from there.
 
 use std::path::Path;

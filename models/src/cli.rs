@@ -11,11 +11,13 @@ pub(crate) mod plot;
 pub(crate) mod report;
 pub(crate) mod prepare;
 pub(crate) mod backend;
+pub(crate) mod model_folder;
 pub(crate) mod train;
 pub(crate) mod generate;
 pub(crate) mod progress;
 pub(crate) mod serve;
 pub(crate) mod inspect;
+pub(crate) mod eval;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -100,6 +102,7 @@ pub(crate) fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<Succe
         Command::Dequantize(arguments) => serve::dequantize(&arguments),
         Command::Export(arguments) => serve::export(&arguments),
         Command::Inspect(arguments) => inspect::inspect(&arguments),
+        Command::Eval(arguments) => eval::eval(&arguments),
     }
 }
 

@@ -8,4 +8,5 @@ pub mod hybrid;
 pub mod checkpoint;
 pub mod serving;
 pub mod generate;
+pub mod eval;
 pub mod train;

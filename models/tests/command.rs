@@ -14,10 +14,14 @@ use burn_nvfp4_models::config::HybridConfig;
 use burn_nvfp4_models::config::hf::StoredFloat;
 use tempfile::TempDir;
 
+#[path = "command/shelf.rs"]
+mod shelf;
 #[path = "command/generate.rs"]
 mod generate;
 #[path = "command/serve.rs"]
 mod serve;
+#[path = "command/eval.rs"]
+mod eval;
 
 /// A folder with a text, a small model, and a configuration that uses both.
 struct Desk {

@@ -107,6 +107,14 @@ pub fn load_hf_config(dir: &Path) -> Result<HybridConfig, CheckpointError> {
     Ok(read_config(dir)?.0)
 }
 
+/// The format of 4-bit weights that the configuration in `dir` announces, if any.
+///
+/// # Errors
+/// As [`load_hf_config`], and if it announces a quantization that is not read here.
+pub fn config_format(dir: &Path) -> Result<Option<ServingFormat>, CheckpointError> {
+    Ok(read_config(dir)?.1)
+}
+
 /// The configuration, and the format of quantized weights that it announces.
 fn read_config(dir: &Path) -> Result<(HybridConfig, Option<ServingFormat>), CheckpointError> {
     let path = dir.join(CONFIG_FILE);

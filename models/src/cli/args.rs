@@ -38,6 +38,10 @@ pub(crate) enum Command {
     Export(Box<ExportArgs>),
     /// List the tensors of a Hugging Face directory with what 4 bits do, or would do, to each.
     Inspect(Box<InspectArgs>),
+    /// Measure how well a Hugging Face checkpoint answers, in the formats of lm-evaluation-harness.
+    ///
+    /// Nothing is fetched and nothing that the model writes is run.
+    Eval(Box<EvalArgs>),
 }
 
 /// Names and configuration of a served directory.
@@ -167,6 +171,74 @@ pub(crate) struct InspectArgs {
     pub(crate) rule: RuleName,
     #[command(flatten)]
     pub(crate) selection: SelectionArgs,
+}
+
+/// Arguments of `nvfp4 eval`.
+#[derive(Clone, Debug, Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub(crate) struct EvalArgs {
+    /// Something else than evaluating a model.
+    #[command(subcommand)]
+    pub(crate) command: Option<EvalCommand>,
+    /// Folder of the checkpoint: config.json, safetensors files, tokenizer.json.
+    #[arg(long, value_name = "DIR", required = true)]
+    pub(crate) model: Option<PathBuf>,
+    /// Tasks by name, separated by commas; an unknown name lists them.
+    #[arg(long = "task", value_name = "NAMES", value_delimiter = ',')]
+    pub(crate) tasks: Vec<String>,
+    /// Folder of the tasks' files, e.g. with piqa/valid.jsonl in it.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data: Option<PathBuf>,
+    /// A text, for its bits per byte; can be given several times.
+    #[arg(long = "text", value_name = "FILE")]
+    pub(crate) texts: Vec<PathBuf>,
+    /// Examples before each question, instead of each task's usual number.
+    #[arg(long, value_name = "N")]
+    pub(crate) shots: Option<usize>,
+    /// Only the first items of each subject.
+    #[arg(long, value_name = "N")]
+    pub(crate) limit: Option<NonZeroUsize>,
+    /// Most tokens of a batch, padding included; 1024 on a CPU backend and 16384 on others.
+    #[arg(long, value_name = "N")]
+    pub(crate) batch_tokens: Option<NonZeroUsize>,
+    /// File for the results, one JSON object a line.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: Option<PathBuf>,
+    /// Replace the file of results if there is one.
+    #[arg(long, requires = "out")]
+    pub(crate) force: bool,
+    /// Another tokenizer.json than the folder's, or `bytes` where every byte is a token.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tokenizer: Option<PathBuf>,
+    /// Recipe of the linear layers, e.g. nvidia; without it they compute in high precision.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) recipe: Option<String>,
+    /// Which layers the recipe holds for, e.g. paper.
+    #[arg(
+        long,
+        value_name = "NAME",
+        requires = "recipe",
+        default_value = "uniform"
+    )]
+    pub(crate) policy: String,
+    /// What runs the tensors.
+    #[arg(long, value_enum, default_value_t = BackendName::Ndarray)]
+    pub(crate) backend: BackendName,
+    /// Which GPU, counted from 0; CPU backends have none.
+    #[arg(long, value_name = "INDEX", default_value_t = 0)]
+    pub(crate) device: usize,
+}
+
+/// What to do with results.
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum EvalCommand {
+    /// Compare two files of results item by item.
+    Compare {
+        /// Results of one model.
+        a: PathBuf,
+        /// Results of another one, for the same items.
+        b: PathBuf,
+    },
 }
 
 /// Arguments of `nvfp4 generate`.

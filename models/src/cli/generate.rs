@@ -8,31 +8,23 @@
 //! the model's window is full.
 
 use std::io::{ErrorKind, IsTerminal, Write, stdout};
-use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use burn_nvfp4::export::WEIGHTS_ONLY;
-use burn_nvfp4::{Nvfp4, Nvfp4Engine, PackedWeights, Policy, presets};
+use burn_nvfp4::Nvfp4Engine;
 
-use burn_nvfp4_models::checkpoint::hf::{LoadedHf, load_hf_config, load_hf_packed};
 use burn_nvfp4_models::config::HybridConfig;
-use burn_nvfp4_models::data::{TextStream, Tokenizer};
+use burn_nvfp4_models::data::TextStream;
 use burn_nvfp4_models::generate::{GenerateError, Generation, Sampling};
 
 use super::args::GenerateArgs;
 use super::backend::OnBackend;
+use super::model_folder::ModelFolder;
 use super::{Failure, Success, backend, report, say};
-
-/// The tokenizer in a checkpoint's folder.
-const TOKENIZER_FILE: &str = "tokenizer.json";
 
 /// Everything that is known before the weights are read.
 struct Request {
-    dir: PathBuf,
-    tokenizer: Tokenizer,
+    folder: ModelFolder,
     prompt: Vec<u32>,
-    /// Ids that end the text.
-    ends: Vec<u32>,
     /// Most tokens, and what is used up then.
     most: (usize, Stop),
     sampling: Sampling,
@@ -71,53 +63,20 @@ pub(crate) fn generate(arguments: &GenerateArgs) -> Result<Success, Failure> {
 impl Request {
     /// Step 1.
     fn new(arguments: &GenerateArgs, sampling: Sampling) -> Result<Self, Failure> {
-        let dir = &arguments.model;
-        if !dir.is_dir() {
-            return Err(Failure::Error(format!(
-                "{}: no such folder; --model takes one with config.json, safetensors files and \
-                 {TOKENIZER_FILE}",
-                dir.display()
-            )));
-        }
-        let config = load_hf_config(dir).map_err(Failure::error)?;
-        let tokenizer = tokenizer(dir, arguments.tokenizer.as_deref())?;
-        tokenizer
-            .check_vocabulary(config.vocab_size)
-            .map_err(|error| Failure::Error(format!("{}: {error}", dir.display())))?;
+        let folder = ModelFolder::open(&arguments.model, arguments.tokenizer.as_deref())?;
         if arguments.prompt.is_empty() {
             return Err(Failure::error(GenerateError::EmptyPrompt));
         }
-        let prompt = tokenizer
-            .encode_prompt(&arguments.prompt)
-            .map_err(Failure::error)?;
-        let most = most(&prompt, &config, arguments.max_tokens.get())?;
-        let mut ends = config.special_tokens.eos;
-        ends.extend(tokenizer.separator());
+        let prompt = folder.tokenizer.encode_prompt(&arguments.prompt);
+        let prompt = prompt.map_err(Failure::error)?;
+        let most = most(&prompt, &folder.config, arguments.max_tokens.get())?;
         Ok(Self {
-            dir: dir.clone(),
-            tokenizer,
+            folder,
             prompt,
-            ends,
             most,
             sampling,
         })
     }
-}
-
-/// The tokenizer that is asked for, or the one in the folder.
-fn tokenizer(dir: &Path, asked: Option<&Path>) -> Result<Tokenizer, Failure> {
-    let file = match asked {
-        Some(name) if name == Path::new("bytes") => return Ok(Tokenizer::Bytes),
-        Some(file) => file.to_owned(),
-        None => dir.join(TOKENIZER_FILE),
-    };
-    if !file.is_file() {
-        return Err(Failure::Error(format!(
-            "{}: no such file; --tokenizer names another one, or is `bytes` for a model of bytes",
-            file.display()
-        )));
-    }
-    Tokenizer::from_file(&file).map_err(Failure::error)
 }
 
 /// How many tokens may follow the prompt, and what is used up then.
@@ -137,14 +96,12 @@ fn most(prompt: &[u32], config: &HybridConfig, limit: usize) -> Result<(usize, S
 impl OnBackend for Request {
     /// Steps 2 and 3.
     fn run<E: Nvfp4Engine>(self, device: E::Device) -> Result<Success, Failure> {
-        // Weights in 4 bits are multiplied as they are stored; without any, this is `E`.
-        let loaded = load_hf_packed::<Nvfp4<E>>(&self.dir, &device).map_err(Failure::error)?;
-        let LoadedHf { model, packed, .. } = loaded;
-        serve_packed::<E>(packed, &device)?;
+        let model = self.folder.load::<E>(&device)?;
         let start = Instant::now();
         let generation = Generation::start(&model, &[&self.prompt], self.sampling, &device);
         let ids = generation.map_err(Failure::error)?.flatten();
-        let mut text = TextStream::after(&self.tokenizer, &self.prompt);
+        let mut text = TextStream::after(&self.folder.tokenizer, &self.prompt);
+        let ends = self.folder.ends();
         let out = Output::new();
         let (most, used_up) = self.most;
         let (mut count, mut stop) = (0, used_up);
@@ -152,7 +109,7 @@ impl OnBackend for Request {
         for id in ids.take(most) {
             count += 1;
             first.get_or_insert_with(Instant::now);
-            if self.ends.contains(&id) {
+            if ends.contains(&id) {
                 stop = Stop::EndOfText;
                 break;
             }
@@ -173,19 +130,6 @@ impl OnBackend for Request {
         ));
         Ok(Success::Done)
     }
-}
-
-/// Has the linears with a packed weight multiply that, and all others run in high precision.
-fn serve_packed<E: Nvfp4Engine>(packed: PackedWeights, device: &E::Device) -> Result<(), Failure> {
-    let mut policy = Policy::uniform(presets::HIGH_PRECISION);
-    for layer in packed.layers() {
-        policy = policy
-            .with_override(&globset::escape(layer), WEIGHTS_ONLY)
-            .map_err(Failure::error)?;
-    }
-    burn_nvfp4::set_policy::<E>(device, policy).map_err(Failure::error)?;
-    burn_nvfp4::set_packed_weights::<E>(device, packed);
-    Ok(())
 }
 
 /// Tokens per second after the first one, which came with the prompt.

@@ -3,9 +3,12 @@
 //! Documents are separated by one id. For bytes it is 0: text never holds a NUL ([`super::source`]
 //! passes such files over), so the vocabulary stays at 256, a multiple of 16. For a tokenizer file
 //! it is the first of `SEPARATORS` that it knows; without one, documents follow each other
-//! directly.
+//! directly. What begins a text is in the `tokenizer_config.json` beside that file, if it is said
+//! anywhere.
 
 use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
 
 use super::{DataError, fingerprint::Fingerprint};
 
@@ -18,6 +21,9 @@ const SEPARATORS: [&str; 6] = [
     "<eos>",
     "[SEP]",
 ];
+
+/// The file beside a tokenizer that says which tokens have which meaning.
+const CONFIG_FILE: &str = "tokenizer_config.json";
 
 /// A long text is encoded in pieces that end at a line end after at least this many bytes: merges
 /// never cross such a line end in practice, and memory stays bounded.
@@ -38,6 +44,7 @@ pub struct HuggingFace {
     inner: tokenizers::Tokenizer,
     fingerprint: u64,
     separator: Option<u32>,
+    begin: Option<u32>,
     path: PathBuf,
 }
 
@@ -59,11 +66,14 @@ impl Tokenizer {
             return Err(unusable("its vocabulary is empty".to_owned()));
         }
         let separator = SEPARATORS.iter().find_map(|name| inner.token_to_id(name));
+        let named = named_tokens(&path.with_file_name(CONFIG_FILE))?;
+        let begin = named.into_iter().find_map(|name| inner.token_to_id(&name));
         let fingerprint = Fingerprint::of(&bytes);
         Ok(Self::File(Box::new(HuggingFace {
             inner,
             fingerprint,
             separator,
+            begin: begin.or(separator),
             path: path.to_owned(),
         })))
     }
@@ -84,6 +94,16 @@ impl Tokenizer {
         match self {
             Self::Bytes => Some(0),
             Self::File(file) => file.separator,
+        }
+    }
+
+    /// The id before a text that nothing precedes: the begin-of-text token that the
+    /// `tokenizer_config.json` beside the tokenizer names, or the end-of-text token there, or else
+    /// the separator.
+    pub fn begin(&self) -> Option<u32> {
+        match self {
+            Self::Bytes => self.separator(),
+            Self::File(file) => file.begin,
         }
     }
 
@@ -175,6 +195,36 @@ impl Tokenizer {
     }
 }
 
+/// The begin-of-text and the end-of-text token that a `tokenizer_config.json` names; none if there
+/// is no such file.
+fn named_tokens(path: &Path) -> Result<Vec<String>, DataError> {
+    /// A token is a string, or an object around one.
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Token {
+        Plain(String),
+        Full { content: String },
+    }
+    #[derive(Deserialize)]
+    struct Config {
+        bos_token: Option<Token>,
+        eos_token: Option<Token>,
+    }
+    if !path.exists() {
+        return Ok(Vec::new());
+    }
+    let bytes = std::fs::read(path).map_err(DataError::io(path, "read"))?;
+    let config: Config = serde_json::from_slice(&bytes).map_err(|error| DataError::Tokenizer {
+        path: path.to_owned(),
+        reason: error.to_string(),
+    })?;
+    let tokens = [config.bos_token, config.eos_token].into_iter().flatten();
+    let name = |token| match token {
+        Token::Plain(name) | Token::Full { content: name } => name,
+    };
+    Ok(tokens.map(name).collect())
+}
+
 /// Cuts `text` after line ends into pieces of about [`PIECE`] bytes.
 fn pieces(text: &str) -> impl Iterator<Item = &str> {
     let mut rest = text;
@@ -201,6 +251,8 @@ fn one_line(message: &str) -> String {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use std::fs;
+
     use super::*;
 
     /// The tokenizer of this JSON.
@@ -262,6 +314,26 @@ pub(super) mod tests {
         // Three times "the", two bytes fewer each, and once "th", one byte fewer.
         assert_eq!(ids.len(), text.len() - 3 * 2 - 1);
         assert_eq!(tokenizer.decode(&ids), text.as_bytes());
+    }
+
+    #[test]
+    fn the_configuration_beside_a_tokenizer_says_what_begins_a_text() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = folder.path().join(CONFIG_FILE);
+        let begin = || from_json(folder.path(), &byte_level_bpe()).begin();
+        assert_eq!(begin(), None);
+        fs::write(&config, r#"{"bos_token": null, "eos_token": "th"}"#).unwrap();
+        assert_eq!(begin(), Some(256));
+        fs::write(
+            &config,
+            r#"{"bos_token": {"content": "the"}, "eos_token": "th"}"#,
+        )
+        .unwrap();
+        assert_eq!(begin(), Some(257));
+        fs::write(&config, "{").unwrap();
+        let error = Tokenizer::from_file(&folder.path().join("tokenizer.json")).unwrap_err();
+        assert!(error.to_string().contains(CONFIG_FILE), "{error}");
+        assert_eq!(Tokenizer::Bytes.begin(), Some(0));
     }
 
     #[test]

@@ -67,6 +67,28 @@ impl<B: Backend> Cache<B> {
         &self.blocks
     }
 
+    /// The same memory for each of `rows` sequences, of a cache of one: a common beginning is read
+    /// once.
+    ///
+    /// # Panics
+    /// If the cache is of several sequences.
+    pub fn repeated(&self, rows: usize) -> Self {
+        let blocks = self.blocks.iter().map(|memory| match memory {
+            Memory::Mamba(state) => Memory::Mamba(state.as_ref().map(|state| state.repeated(rows))),
+            Memory::Attention(cache) => Memory::Attention(cache.repeated(rows)),
+            Memory::Mlp => Memory::Mlp,
+        });
+        Self {
+            blocks: blocks.collect(),
+            len: self.len,
+            tokens: self.tokens.as_ref().map(|tokens| {
+                let [batch, len] = tokens.dims();
+                assert_eq!(batch, 1, "only a cache of one sequence can be repeated");
+                tokens.clone().expand([rows, len])
+            }),
+        }
+    }
+
     /// The memory of a block.
     pub(super) fn memory(&mut self, index: usize) -> &mut Memory<B> {
         self.blocks

@@ -60,6 +60,28 @@ impl<B: Backend> KvCache<B> {
         Some(buffers.values.clone().narrow(2, 0, self.len))
     }
 
+    /// The same for each of `rows` sequences, of a cache of one.
+    ///
+    /// # Panics
+    /// If the cache is of several sequences.
+    pub fn repeated(&self, rows: usize) -> Self {
+        let repeat = |tensor: &Tensor<B, 4>| {
+            assert_eq!(
+                tensor.dims()[0],
+                1,
+                "only a cache of one sequence can be repeated"
+            );
+            tensor.clone().repeat_dim(0, rows)
+        };
+        Self {
+            buffers: self.buffers.as_ref().map(|buffers| Buffers {
+                keys: repeat(&buffers.keys),
+                values: repeat(&buffers.values),
+            }),
+            len: self.len,
+        }
+    }
+
     /// Appends tokens, and returns keys and values of all tokens, with slots to spare behind them
     /// unless these are the first ones.
     ///

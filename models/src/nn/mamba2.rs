@@ -56,6 +56,24 @@ pub struct Mamba2State<B: Backend> {
     pub ssm: Tensor<B, 4>,
 }
 
+impl<B: Backend> Mamba2State<B> {
+    /// The same for each of `rows` sequences, of the state of one.
+    ///
+    /// # Panics
+    /// If the state is of several sequences.
+    pub fn repeated(&self, rows: usize) -> Self {
+        assert_eq!(
+            self.ssm.dims()[0],
+            1,
+            "only the state of one sequence can be repeated"
+        );
+        Self {
+            window: self.window.clone().repeat_dim(0, rows),
+            ssm: self.ssm.clone().repeat_dim(0, rows),
+        }
+    }
+}
+
 impl<B: Backend> Mamba2<B> {
     /// Takes the parameters below `{name}.`.
     pub fn new(source: &mut ParamSource<'_, B>, name: &str, config: &HybridConfig) -> Self {

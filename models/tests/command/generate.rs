@@ -2,61 +2,35 @@
 
 use std::io::Read;
 
-use burn::backend::NdArray;
-use burn_nvfp4_models::checkpoint::hf::{SaveOptions, save_hf};
 use serde_json::json;
 
+use super::shelf::Shelf;
 use super::*;
 
-/// A folder with checkpoints of a small random model of bytes.
-struct Shelf {
-    dir: TempDir,
+/// `nvfp4 generate` on a shelf.
+trait Generate {
+    /// `nvfp4 generate` with these arguments.
+    fn run(&self, arguments: &[&str]) -> Command;
+
+    /// The output of `nvfp4 generate --tokenizer bytes --prompt "ab cd"` with more arguments.
+    fn generate(&self, arguments: &str) -> Output;
+
+    /// The same, which has to succeed: the text, and why it ended.
+    fn text(&self, arguments: &str) -> (String, String);
 }
 
-impl Shelf {
-    /// With the model in `model`.
-    fn new() -> Self {
-        let shelf = Self {
-            dir: tempfile::tempdir().unwrap(),
-        };
-        shelf.add("model", |_| {});
-        shelf
-    }
-
-    /// Writes a checkpoint whose configuration `change` has changed.
-    fn add(&self, name: &str, change: impl FnOnce(&mut HybridConfig)) {
-        let mut config = HybridConfig::preset("tiny-1m", 256).unwrap();
-        config.pattern = "M-*-".parse().unwrap();
-        (config.d_model, config.d_ffn) = (32, 64);
-        config.context_len = 1 << 20;
-        config.special_tokens.eos = vec![255];
-        change(&mut config);
-        let model = config.init::<NdArray>(&Default::default(), 3);
-        let options = SaveOptions {
-            stored: StoredFloat::F32,
-            max_shard_bytes: None,
-        };
-        save_hf(&model, &config, &self.path(name), options).unwrap();
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_nvfp4"));
-        command.current_dir(self.dir.path()).arg("generate");
+impl Generate for Shelf {
+    fn run(&self, arguments: &[&str]) -> Command {
+        let mut command = self.command(&["generate"]);
         command.args(arguments);
         command
     }
 
-    /// The output of `nvfp4 generate --tokenizer bytes --prompt "ab cd"` with more arguments.
     fn generate(&self, arguments: &str) -> Output {
-        let mut command = self.command(&["--tokenizer", "bytes", "--prompt", "ab cd"]);
+        let mut command = self.run(&["--tokenizer", "bytes", "--prompt", "ab cd"]);
         command.args(arguments.split_whitespace()).output().unwrap()
     }
 
-    /// The same, which has to succeed: the text, and why it ended.
     fn text(&self, arguments: &str) -> (String, String) {
         let output = self.generate(arguments);
         let stderr = String::from_utf8(output.stderr).unwrap();
@@ -136,7 +110,7 @@ fn text_comes_while_it_is_made_and_a_closed_pipe_ends_it() {
     let vocab = (0..).zip(&names).map(|(id, name)| (name.as_str(), id));
     fs::write(shelf.path("endless/tokenizer.json"), words(vocab)).unwrap();
     let mut child = shelf
-        .command(&["--model", "endless", "--prompt", "w1 w2"])
+        .run(&["--model", "endless", "--prompt", "w1 w2"])
         .args(["--max-tokens", "1000000"])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -161,7 +135,7 @@ fn the_tokenizer_of_the_folder_is_taken() {
     )
     .unwrap();
     let output = shelf
-        .command(&["--model", "model", "--prompt", "ab cd", "--max-tokens", "2"])
+        .run(&["--model", "model", "--prompt", "ab cd", "--max-tokens", "2"])
         .output()
         .unwrap();
     let stderr = String::from_utf8_lossy(&output.stderr);
@@ -248,7 +222,7 @@ fn what_is_wrong_with_a_checkpoint_or_a_prompt_exits_with_1() {
         ),
     ];
     for (arguments, words) in files {
-        let mut command = shelf.command(arguments);
+        let mut command = shelf.run(arguments);
         if !arguments.contains(&"--prompt") {
             command.args(["--prompt", "ab"]);
         }
@@ -274,6 +248,6 @@ fn settings_that_choose_nothing_exit_with_2() {
         let output = shelf.generate(&format!("--model model {arguments}"));
         check_error(&output, 2, words);
     }
-    let missing = shelf.command(&["--model", "model"]).output().unwrap();
+    let missing = shelf.run(&["--model", "model"]).output().unwrap();
     check_error(&missing, 2, &["--prompt"]);
 }

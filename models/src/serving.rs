@@ -46,7 +46,9 @@ pub enum ServingError {
         method: String,
     },
     /// There is nothing in 4 bits to read.
-    #[error("{}: it names no quantization_config, so its weights are not in 4 bits", path.display())]
+    #[error(
+        "{}: it names no quantization_config, so its weights are not in 4 bits", path.display()
+    )]
     NotQuantized {
         /// The configuration.
         path: PathBuf,
@@ -58,6 +60,12 @@ pub enum ServingError {
         path: PathBuf,
         /// Why each kind was left out.
         reasons: String,
+    },
+    /// A tensor has the name of a part of a weight in 4 bits.
+    #[error("{key} is there already, and is what a part of the quantized weight would be called")]
+    Taken {
+        /// The tensor.
+        key: String,
     },
     /// A weight that has no 4-bit form.
     #[error("{key} holds NaN or infinity, which 4 bits cannot stand for; exclude it or mend it")]

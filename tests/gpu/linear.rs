@@ -133,6 +133,13 @@ fn a_device_gives_the_cpus_results_up_to_the_order_of_sums() {
     }
 }
 
+/// Equal bits, or on CUDA equal up to the order of sums: cuBLASLt is asked once per shape and
+/// layout, its choice goes by time, and the orders of decorators keep operands in other layouts.
+fn is_same(a: &[f32], b: &[f32]) -> bool {
+    let by_time = cfg!(all(feature = "cuda", not(feature = "wgpu")));
+    a == b || (by_time && distance(a, b) <= 2e-6)
+}
+
 #[test]
 fn fusion_and_order_of_decorators_change_no_bits() {
     let Some(_turn) = exclusive() else { return };
@@ -148,9 +155,12 @@ fn fusion_and_order_of_decorators_change_no_bits() {
                 ("fusion", fused),
                 ("fusion, autodiff outside", inner_fused),
             ] {
-                assert!(plain.y == other.y, "y: {what} under {}", preset.name);
-                assert!(plain.dx == other.dx, "dx: {what} under {}", preset.name);
-                assert!(plain.dw == other.dw, "dw: {what} under {}", preset.name);
+                let same = is_same(&plain.y, &other.y);
+                assert!(same, "y: {what} under {}", preset.name);
+                let same = is_same(&plain.dx, &other.dx);
+                assert!(same, "dx: {what} under {}", preset.name);
+                let same = is_same(&plain.dw, &other.dw);
+                assert!(same, "dw: {what} under {}", preset.name);
             }
         }
     }

@@ -1,3 +1,5 @@
+//! Served weights: values kept, parts that join again, scales as each loader reads them.
+
 use half::bf16;
 
 use super::*;

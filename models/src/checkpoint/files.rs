@@ -11,7 +11,7 @@ use std::path::Path;
 use burn_nvfp4::cpu::Element;
 use bytemuck::Pod;
 use half::{bf16, f16};
-use memmap2::{Mmap, UncheckedAdvice};
+use memmap2::Mmap;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
 use super::{CheckpointError, Problem};
@@ -151,19 +151,24 @@ impl<'a> FileTensor<'a> {
         }
     }
 
-    /// Gives the memory of the tensor's pages back; they are read again if they are asked for.
+    /// Gives the memory of the tensor's pages back, where the system takes such advice; they are
+    /// read again if they are asked for.
     pub fn release(&self) {
-        let data = self.view.data();
-        let start = data.as_ptr() as usize - self.file.map.as_ptr() as usize;
-        // SAFETY: the mapping is shared and read-only, so dropping its pages loses nothing: an
-        // access reads them from the file again.
-        let advised = unsafe {
-            self.file
-                .map
-                .unchecked_advise_range(UncheckedAdvice::DontNeed, start, data.len())
-        };
-        // Advice that is not taken costs memory, nothing else.
-        let _ = advised;
+        #[cfg(unix)]
+        {
+            let data = self.view.data();
+            let start = data.as_ptr() as usize - self.file.map.as_ptr() as usize;
+            let advice = memmap2::UncheckedAdvice::DontNeed;
+            // SAFETY: the mapping is shared and read-only, so dropping its pages loses nothing: an
+            // access reads them from the file again.
+            let advised = unsafe {
+                self.file
+                    .map
+                    .unchecked_advise_range(advice, start, data.len())
+            };
+            // Advice that is not taken costs memory, nothing else.
+            let _ = advised;
+        }
     }
 }
 

@@ -7,7 +7,7 @@
 //!
 //! Keys: `backbone.` (files on the hub, and what transformers writes) or `model.` (transformers'
 //! live module, "puzzle" files) before everything but `lm_head`. Linear weights are stored
-//! transposed, `[d_output, d_input]`, and may be in 4 bits ([`super::quantized`]). `mtp.*` (multi-token
+//! transposed, `[d_output, d_input]`, and may be in 4 bits (`quantized`). `mtp.*` (multi-token
 //! prediction) is ignored. This is the only file that knows these keys.
 
 use std::collections::BTreeMap;

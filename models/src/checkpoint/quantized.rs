@@ -122,7 +122,7 @@ impl<'a> QuantizedTensors<'a> {
         taken
     }
 
-    /// Every linear with the shape `[d_output, d_input]` that its codes have; without codes, `None`.
+    /// Every linear with the shape `[d_output, d_input]` of its codes; without codes, `None`.
     pub(crate) fn shapes(&self) -> Vec<(String, Option<[usize; 2]>)> {
         let Some([codes, ..]) = self.format.map(ServingFormat::suffixes) else {
             return Vec::new();

@@ -164,7 +164,11 @@ pub(crate) struct InspectArgs {
     #[arg(value_name = "DIR")]
     pub(crate) directory: PathBuf,
     /// The directory that DIR was quantized from: errors are against its weights.
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["rule", "exclude", "no_default_excludes"])]
+    #[arg(
+        long,
+        value_name = "DIR",
+        conflicts_with_all = ["rule", "exclude", "no_default_excludes"]
+    )]
     pub(crate) against: Option<PathBuf>,
     /// Whose arithmetic, for a directory that is not quantized.
     #[arg(long, value_enum, default_value_t = RuleName::TransformerEngine)]

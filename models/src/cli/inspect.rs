@@ -71,7 +71,8 @@ fn table(rows: &[InspectedTensor]) -> String {
     let in_4_bits = rows.iter().filter(|row| row.zero_blocks.is_some()).count();
     let _ = writeln!(
         out,
-        "{} tensors, {bytes} bytes; {in_4_bits} weights in NVFP4, or taken there by `nvfp4 quantize`",
+        "{} tensors, {bytes} bytes; {in_4_bits} weights in NVFP4, or that `nvfp4 quantize` takes \
+         there",
         rows.len()
     );
     out

@@ -9,7 +9,7 @@
 //!
 //! The output appears under its name when it is complete.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use burn_nvfp4::export::ServingFormat;
@@ -21,7 +21,7 @@ use super::directory::{Directory, Force, check_apart, check_output, copy_others}
 use super::selection::{Kept, Selection, fused_groups};
 use super::served_file::{FilePlan, ServedFile};
 use super::weights::{WeightRule, finite_amax};
-use crate::checkpoint::files::{CONFIG_FILE, FileTensor, INDEX_FILE};
+use crate::checkpoint::files::{CONFIG_FILE, FileTensor, INDEX_FILE, SINGLE_FILE};
 use crate::durable;
 
 /// How a directory is quantized.
@@ -107,6 +107,7 @@ pub fn quantize_directory(
     if linears.is_empty() {
         return Err(nothing(input, &report));
     }
+    check_room(&linears, &kept, options.format)?;
     let all = linears.iter().chain(&kept);
     let total = all.map(|tensor| tensor.view.data().len() as u64).sum();
     report.total.0 = total;
@@ -160,6 +161,24 @@ pub fn quantize_directory(
     Ok(report)
 }
 
+/// Checks that no tensor has the name of a part that is going to be written.
+fn check_room(
+    linears: &[FileTensor<'_>],
+    kept: &[FileTensor<'_>],
+    format: ServingFormat,
+) -> Result<(), ServingError> {
+    let kept: BTreeSet<_> = kept.iter().map(|tensor| tensor.key.as_str()).collect();
+    for tensor in linears {
+        for suffix in format.suffixes() {
+            let key = format!("{}.{suffix}", module(&tensor.key));
+            if kept.contains(key.as_str()) {
+                return Err(ServingError::Taken { key });
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Output files by the name of the input file, with the headers written, and the index.
 fn create_files<'a>(
     directory: &'a Directory,
@@ -199,12 +218,12 @@ fn create_files<'a>(
     files.collect()
 }
 
-/// Writes the index of several files; one file has none.
+/// Writes the index of the files, unless they are the one that loaders look for without an index.
 pub(crate) fn write_index<'a>(
     dir: &Path,
     files: impl Iterator<Item = (&'a str, &'a FilePlan)> + Clone,
 ) -> Result<(), ServingError> {
-    if files.clone().count() < 2 {
+    if files.clone().all(|(name, _)| name == SINGLE_FILE) {
         return Ok(());
     }
     let names = files

@@ -297,6 +297,17 @@ fn what_cannot_be_quantized_is_refused_in_one_line_and_nothing_is_written() {
     check_error(&output, 2, &["[: not a pattern"]);
     desk.write("list/config.json", b"[]");
     desk.refused("quantize list x", &["list/config.json", "JSON object"]);
+    // A tensor in the place of a part.
+    desk.write("taken/config.json", b"{}");
+    let bytes = vec![0; 16 * 16 * 4];
+    let tensor =
+        |shape: &[usize], len| TensorView::new(Dtype::F32, shape.to_vec(), &bytes[..len]).unwrap();
+    let tensors = [
+        ("a.weight", tensor(&[16, 16], 1024)),
+        ("a.weight_scale", tensor(&[1], 4)),
+    ];
+    serialize_to_file(tensors, None, &desk.path("taken/model.safetensors")).unwrap();
+    desk.refused("quantize taken x", &["a.weight_scale", "there already"]);
     // A quantization of another kind.
     desk.write(
         "other/config.json",

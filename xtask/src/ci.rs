@@ -95,8 +95,6 @@ const STEPS: [Step; 10] = [
             ("NVFP4_REQUIRE_DEVICE", "1"),
             // CubeCL compiles kernels on a thread of its own, deeper than 2 MiB in a debug build.
             ("RUST_MIN_STACK", "33554432"),
-            // The tests are long to optimise, and what they wait for is the device.
-            cuda_check::UNOPTIMISED,
         ],
     ),
     check("cuda-check", cuda_check::check),

@@ -40,10 +40,6 @@ const PACKAGES: [&str; 6] = [
     "tests/wgpu",
 ];
 
-/// Leaves what is ours and not `burn-nvfp4` unoptimised, here and in CI's device tests: both build
-/// the same packages, so both have to say it.
-pub(crate) const UNOPTIMISED: (&str, &str) = ("CARGO_PROFILE_DEV_OPT_LEVEL", "0");
-
 /// Fetches NVRTC if it is not there, tests `cuda-check`, runs it, and returns the line to print.
 pub(crate) fn check() -> Result<String> {
     let cache = nvrtc_folder()?;
@@ -104,7 +100,6 @@ impl Toolkit {
             .env("LD_LIBRARY_PATH", &self.library_path)
             .env("NVFP4_CUDA_INCLUDE", &self.include)
             .env("NVFP4_REQUIRE_NVRTC", "1")
-            .env(UNOPTIMISED.0, UNOPTIMISED.1)
             // CubeCL compiles kernels on a thread of its own, deeper than 2 MiB in a debug build.
             .env("RUST_MIN_STACK", "33554432")
             .status()

@@ -319,7 +319,7 @@ def main():
     parser.add_argument("--work", type=Path, required=True, help="folder to work in")
     parser.add_argument("--items", type=int, default=50, help="items of each task")
     parser.add_argument("--width", type=int, default=64, help="width of the model")
-    parser.add_argument("--backend", default="flex", help="backend of nvfp4")
+    parser.add_argument("--backend", default="ndarray", help="backend of nvfp4")
     parser.add_argument("--batch-size", type=int, default=16, help="of the harness")
     arguments = parser.parse_args()
 

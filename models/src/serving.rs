@@ -21,7 +21,7 @@ mod inspect;
 mod export;
 mod statistics;
 
-pub use dequantize::{StoredValues, dequantize_directory};
+pub use dequantize::dequantize_directory;
 pub use directory::Force;
 pub use export::{ExportOptions, Exported, export_run};
 pub use inspect::{Inspected, InspectedTensor, inspect_directory, is_quantized};

@@ -15,6 +15,7 @@ use memmap2::Mmap;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
 use super::{CheckpointError, Problem};
+use crate::config::hf::StoredFloat;
 
 /// The model's configuration.
 pub const CONFIG_FILE: &str = "config.json";
@@ -213,6 +214,25 @@ pub(crate) fn transpose<T: Copy>(
         }
     }
     y
+}
+
+/// The dtype of a stored float in a file.
+pub(crate) const fn stored_dtype(stored: StoredFloat) -> Dtype {
+    match stored {
+        StoredFloat::F32 => Dtype::F32,
+        StoredFloat::Bf16 => Dtype::BF16,
+    }
+}
+
+/// Values as they lie in a file.
+pub(crate) fn stored_bytes(values: &[f32], stored: StoredFloat) -> Vec<u8> {
+    match stored {
+        StoredFloat::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        StoredFloat::Bf16 => {
+            let halves = values.iter().map(|&v| bf16::from_f32(v).to_le_bytes());
+            halves.flatten().collect()
+        }
+    }
 }
 
 fn map_file(path: &Path) -> std::io::Result<Mmap> {

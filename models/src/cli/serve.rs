@@ -9,8 +9,8 @@ use burn_nvfp4_models::checkpoint::run::RunDirectory;
 use burn_nvfp4_models::config::hf::StoredFloat;
 use burn_nvfp4_models::data::Tokenizer;
 use burn_nvfp4_models::serving::{
-    DEFAULT_EXCLUDES, ExportOptions, Force, Kept, Progress, QuantizeOptions, Selection,
-    StoredValues, WeightRule, dequantize_directory, export_run, quantize_directory,
+    DEFAULT_EXCLUDES, ExportOptions, Force, Kept, Progress, QuantizeOptions, Selection, WeightRule,
+    dequantize_directory, export_run, quantize_directory,
 };
 use burn_nvfp4_models::train::config::TrainConfig;
 use indicatif::ProgressBar;
@@ -72,10 +72,7 @@ pub(crate) fn quantize(arguments: &QuantizeArgs) -> Result<Success, Failure> {
 /// # Errors
 /// [`Failure`], one line each.
 pub(crate) fn dequantize(arguments: &DequantizeArgs) -> Result<Success, Failure> {
-    let stored = match arguments.dtype {
-        FloatName::F32 => StoredValues::F32,
-        FloatName::Bf16 => StoredValues::Bf16,
-    };
+    let stored = stored(arguments.dtype);
     let (input, output) = (&arguments.input, &arguments.output);
     let mut bar = Bar::default();
     let done = dequantize_directory(
@@ -121,10 +118,7 @@ pub(crate) fn export(arguments: &ExportArgs) -> Result<Success, Failure> {
             ExportName::CompressedTensors => Some(ServingFormat::CompressedTensors),
             ExportName::HighPrecision => None,
         },
-        stored: match arguments.dtype {
-            FloatName::F32 => StoredFloat::F32,
-            FloatName::Bf16 => StoredFloat::Bf16,
-        },
+        stored: stored(arguments.dtype),
         force: force(arguments.force),
     };
     // The last forward of the run so far.
@@ -159,6 +153,13 @@ pub(crate) fn export(arguments: &ExportArgs) -> Result<Success, Failure> {
         }
     ));
     Ok(Success::Done)
+}
+
+const fn stored(name: FloatName) -> StoredFloat {
+    match name {
+        FloatName::F32 => StoredFloat::F32,
+        FloatName::Bf16 => StoredFloat::Bf16,
+    }
 }
 
 /// The rule of a name.

@@ -9,6 +9,7 @@
 //! those of transformers): sigma = `init_std` for matrices that read the residual stream,
 //! `sigma / sqrt(L)` for those that write to it (L blocks, one residual branch each).
 
+use super::hf::StoredFloat;
 use super::{Bias, HybridConfig, MixerKind};
 
 /// One parameter, before any value exists.
@@ -39,6 +40,15 @@ impl ParamSpec {
     pub fn stays_f32(&self) -> bool {
         let (_, name) = self.name.rsplit_once('.').unwrap_or(("", &self.name));
         matches!(name, "a_log" | "d_skip" | "dt_bias")
+    }
+
+    /// How the parameter is stored in a file whose other numbers are `stored`.
+    pub fn stored(&self, stored: StoredFloat) -> StoredFloat {
+        if self.stays_f32() {
+            StoredFloat::F32
+        } else {
+            stored
+        }
     }
 
     /// Whether weight decay applies: not to vectors (norms, biases, `a_log`, `d_skip`, `dt_bias`),

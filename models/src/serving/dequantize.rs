@@ -3,24 +3,13 @@
 
 use std::path::Path;
 
-use half::bf16;
-use safetensors::tensor::Dtype;
-
 use super::ServingError;
 use super::directory::{Directory, Force, check_apart, check_output, copy_others};
 use super::quantize::{Progress, write, write_index};
 use super::served_file::FilePlan;
-use crate::checkpoint::files::CONFIG_FILE;
+use crate::checkpoint::files::{CONFIG_FILE, stored_bytes, stored_dtype};
+use crate::config::hf::StoredFloat;
 use crate::durable;
-
-/// Dtype of the values.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StoredValues {
-    /// As computed.
-    F32,
-    /// Rounded, as compressed-tensors does.
-    Bf16,
-}
 
 /// Writes the values of the 4-bit weights of `input` to `output`, everything else as it is.
 ///
@@ -29,7 +18,7 @@ pub enum StoredValues {
 pub fn dequantize_directory(
     input: &Path,
     output: &Path,
-    stored: StoredValues,
+    stored: StoredFloat,
     force: Force,
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<(), ServingError> {
@@ -41,10 +30,7 @@ pub fn dequantize_directory(
     check_apart(input, output)?;
     check_output(output, force)?;
     let quantized = directory.quantized(format)?;
-    let dtype = match stored {
-        StoredValues::F32 => Dtype::F32,
-        StoredValues::Bf16 => Dtype::BF16,
-    };
+    let dtype = stored_dtype(stored);
     let linear_bytes: u64 = quantized
         .linears
         .iter()
@@ -87,7 +73,7 @@ pub fn dequantize_directory(
         for (linear, parts) in &quantized.linears {
             let values = parts.dequantize(&parts.join());
             let file = &mut files[place(parts.file())];
-            file.write(&format!("{linear}.weight"), &bytes(&values, stored))
+            file.write(&format!("{linear}.weight"), &stored_bytes(&values, stored))
                 .map_err(ServingError::io("write", output))?;
             done(linear, parts.bytes());
         }
@@ -105,16 +91,6 @@ pub fn dequantize_directory(
         write(&aside.join(CONFIG_FILE), config.as_bytes())?;
         copy_others(input, aside)
     })
-}
-
-fn bytes(values: &[f32], stored: StoredValues) -> Vec<u8> {
-    match stored {
-        StoredValues::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-        StoredValues::Bf16 => {
-            let halves = values.iter().map(|&v| bf16::from_f32(v).to_le_bytes());
-            halves.flatten().collect()
-        }
-    }
 }
 
 /// The text of a JSON object without one of its entries, whose value is an object. Everything else

@@ -14,14 +14,12 @@ use burn_nvfp4::format::PackedMatrix;
 use burn_nvfp4::recipe::{OperandSpec, Rounding};
 use burn_nvfp4::rng::{RandomKey, Stream};
 use burn_nvfp4::{Policy, Progress};
-use half::bf16;
-use safetensors::tensor::Dtype;
 
 use super::ServingError;
 use super::directory::{Force, check_output};
 use super::quantize::{write, write_configuration, write_index};
 use super::served_file::FilePlan;
-use crate::checkpoint::files::{CONFIG_FILE, SINGLE_FILE, transpose};
+use crate::checkpoint::files::{CONFIG_FILE, SINGLE_FILE, stored_bytes, stored_dtype, transpose};
 use crate::checkpoint::hf::{hf_key, hf_shape, is_transposed};
 use crate::checkpoint::run::NamedTensors;
 use crate::config::HybridConfig;
@@ -133,7 +131,7 @@ pub fn export_run(
                         let matrix = item.quantize(&operand)?;
                         file.write_weight(&linear(&item.spec), &matrix)
                     }
-                    None => file.write(&key, &item.bytes(dtype(&item.spec, options.stored))),
+                    None => file.write(&key, &item.bytes(item.spec.stored(options.stored))),
                 };
                 written.map_err(ServingError::io("write", &path))?;
             }
@@ -165,7 +163,7 @@ fn plan<'a, 'b>(
         match item.quantized {
             Some(_) => plan.add_weight(&linear(&item.spec), shape[0], shape[1]),
             None => {
-                let dtype = dtype(&item.spec, options.stored);
+                let dtype = stored_dtype(item.spec.stored(options.stored));
                 plan.add(&hf_key(&item.spec.name), dtype, &shape);
             }
         }
@@ -199,19 +197,13 @@ impl Item<'_> {
         served(&packed).map_err(|error| fail(error.to_string()))
     }
 
-    /// The values in the layout and dtype of the file.
-    fn bytes(&self, dtype: Dtype) -> Vec<u8> {
+    /// The values in the layout of the file.
+    fn bytes(&self, stored: StoredFloat) -> Vec<u8> {
         let transposed = is_transposed(&self.spec).then(|| {
             let [rows, cols] = [self.spec.shape[0], self.spec.shape[1]];
             transpose(self.values, |value| value, rows, cols)
         });
-        let values = transposed.as_deref().unwrap_or(self.values);
-        if dtype == Dtype::BF16 {
-            let halves = values.iter().map(|&v| bf16::from_f32(v).to_le_bytes());
-            halves.flatten().collect()
-        } else {
-            values.iter().flat_map(|v| v.to_le_bytes()).collect()
-        }
+        stored_bytes(transposed.as_deref().unwrap_or(self.values), stored)
     }
 }
 
@@ -219,11 +211,4 @@ impl Item<'_> {
 fn linear(spec: &ParamSpec) -> String {
     let key = hf_key(&spec.name);
     key.strip_suffix(".weight").unwrap_or(&key).to_owned()
-}
-
-fn dtype(spec: &ParamSpec, stored: StoredFloat) -> Dtype {
-    match stored {
-        StoredFloat::Bf16 if !spec.stays_f32() => Dtype::BF16,
-        StoredFloat::Bf16 | StoredFloat::F32 => Dtype::F32,
-    }
 }

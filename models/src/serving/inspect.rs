@@ -7,10 +7,10 @@ use burn_nvfp4::export::ServingFormat;
 
 use super::ServingError;
 use super::directory::Directory;
-use super::quantize::quantize;
+use super::quantize::{group_amax, quantize};
 use super::selection::{Selection, fused_groups};
 use super::statistics::{WeightStatistics, zero_blocks};
-use super::weights::{WeightRule, finite_amax};
+use super::weights::WeightRule;
 use crate::checkpoint::files::FileTensor;
 
 /// One tensor, or one linear in 4 bits with all its parts.
@@ -99,11 +99,7 @@ fn planned(
     // The amax of each group first: its members need not be neighbours.
     let mut linears_by_key = BTreeMap::new();
     for group in fused_groups(linears) {
-        let mut amax = 0.0_f32;
-        for tensor in &group {
-            let floats = tensor.floats().expect("a selected tensor holds floats");
-            amax = amax.max(finite_amax(tensor, &floats)?);
-        }
+        let amax = group_amax(&group)?;
         for tensor in group {
             tensor.release();
             linears_by_key.insert(tensor.key.clone(), (tensor, amax));

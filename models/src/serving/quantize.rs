@@ -264,7 +264,7 @@ fn with_quantization_config(config: &str, entry: &Value) -> String {
 }
 
 /// The amax over the members of a group.
-fn group_amax(group: &[FileTensor<'_>]) -> Result<f32, ServingError> {
+pub(super) fn group_amax(group: &[FileTensor<'_>]) -> Result<f32, ServingError> {
     let mut amax = 0.0_f32;
     for tensor in group {
         let floats = tensor.floats().expect("a selected tensor holds floats");

@@ -8,11 +8,10 @@ use std::path::Path;
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
-use half::bf16;
 use safetensors::tensor::{Dtype, View, serialize_to_file};
 
 use super::{CheckpointError, hf_key, hf_shape, is_transposed};
-use crate::checkpoint::files::{CONFIG_FILE, INDEX_FILE, SINGLE_FILE};
+use crate::checkpoint::files::{CONFIG_FILE, INDEX_FILE, SINGLE_FILE, stored_bytes, stored_dtype};
 use crate::config::HybridConfig;
 use crate::config::hf::StoredFloat;
 use crate::config::params::ParamSpec;
@@ -121,10 +120,7 @@ impl StoredTensor {
 
 impl View for StoredTensor {
     fn dtype(&self) -> Dtype {
-        match self.stored {
-            StoredFloat::F32 => Dtype::F32,
-            StoredFloat::Bf16 => Dtype::BF16,
-        }
+        stored_dtype(self.stored)
     }
 
     fn shape(&self) -> &[usize] {
@@ -134,13 +130,7 @@ impl View for StoredTensor {
     fn data(&self) -> Cow<'_, [u8]> {
         let values = (self.values)().convert::<f32>();
         let values = values.as_slice::<f32>().expect("converted to f32 just now");
-        Cow::Owned(match self.stored {
-            StoredFloat::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-            StoredFloat::Bf16 => values
-                .iter()
-                .flat_map(|&v| bf16::from_f32(v).to_le_bytes())
-                .collect(),
-        })
+        Cow::Owned(stored_bytes(values, self.stored))
     }
 
     fn data_len(&self) -> usize {
@@ -169,11 +159,7 @@ impl<B: Backend> ModuleVisitor<B> for Collect {
         self.out.push(StoredTensor {
             key: hf_key(&spec.name),
             shape: hf_shape(spec),
-            stored: if spec.stays_f32() {
-                StoredFloat::F32
-            } else {
-                self.stored
-            },
+            stored: spec.stored(self.stored),
             values: Box::new(move || {
                 let tensor = tensor.clone();
                 if transposed {

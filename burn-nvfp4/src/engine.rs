@@ -29,6 +29,8 @@ use std::borrow::Cow;
 use burn_backend::tensor::{Device, FloatTensor};
 use burn_backend::{Backend, DType, Shape, TensorData, TensorMetadata, read_sync};
 
+#[cfg(feature = "cubecl")]
+pub use fusion::record;
 pub use host::{HostMatrix, HostSlice, MemoryOrder};
 pub use linear::{Kept, Like, Wanted};
 pub use operand::{

@@ -25,8 +25,8 @@ pub mod dequantize;
 pub mod swizzle;
 pub mod gemm;
 
-pub use tensors::{PackedParts, as_matrix, launches, one, packed_parts, stores};
-pub(crate) use tensors::{bytes_dtype, count_launch, scale_shape};
+pub use tensors::{PackedParts, as_matrix, count_launch, launches, one, packed_parts, stores};
+pub(crate) use tensors::{bytes_dtype, scale_shape};
 // What the functions of this module are called with.
 pub use burn_cubecl::tensor::CubeTensor;
 pub use burn_cubecl::{CubeBackend, CubeRuntime};

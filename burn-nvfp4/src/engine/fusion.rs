@@ -272,7 +272,10 @@ impl<B: FusionBackend> Operation<B::FusionRuntime> for Recorded<B> {
 }
 
 /// Records `run` as one operation on `inputs`; the first input names the device.
-fn record<B: FusionBackend>(
+///
+/// For operations of other crates too. `outputs` are the shapes and dtypes that `run` promises to
+/// make; it runs later, on another thread. On CubeCL backends integer tensors travel as floats do.
+pub fn record<B: FusionBackend>(
     name: &'static str,
     inputs: Vec<FloatTensor<Fusion<B>>>,
     outputs: Vec<(Shape, DType)>,

@@ -23,7 +23,8 @@ pub fn launches() -> u64 {
     LAUNCHES.load(Ordering::Relaxed)
 }
 
-pub(crate) fn count_launch() {
+/// Counts one kernel; whoever launches one calls it.
+pub fn count_launch() {
     LAUNCHES.fetch_add(1, Ordering::Relaxed);
 }
 

@@ -17,7 +17,7 @@ const WITHOUT_BURN: [&str; 7] = [
 ];
 
 /// The layer of each room. A room uses rooms of its own layer or a lower one.
-const LAYERS: [(&str, &[(&str, u8)]); 2] = [
+const LAYERS: [(&str, &[(&str, u8)]); 3] = [
     (
         "burn-nvfp4/src/",
         &[
@@ -35,6 +35,10 @@ const LAYERS: [(&str, &[(&str, u8)]); 2] = [
             ("decorator", 4),
             ("stats", 4),
         ],
+    ),
+    (
+        "hybrid-ops/src/",
+        &[("op", 0), ("kernels", 1), ("engine", 2), ("ops", 3)],
     ),
     (
         "models/src/",
@@ -125,7 +129,7 @@ fn lower_layers(file: &SourceFile) -> Vec<String> {
 
 /// Below `cli`, nothing reads the environment or stdin, and nothing prints.
 fn surroundings(file: &SourceFile) -> Vec<String> {
-    let product = ["burn-nvfp4/src/", "models/src/"];
+    let product = ["burn-nvfp4/src/", "hybrid-ops/src/", "models/src/"];
     if !product.iter().any(|folder| file.path.starts_with(folder))
         || OUTSIDE.iter().any(|room| lies_in(&file.path, room))
     {

@@ -1,0 +1,66 @@
+//! What a backend brings: kernels for operations, or nothing.
+//!
+//! `impl HybridEngine for MyBackend {}` is all that a backend without kernels needs; operations are
+//! then compositions. Autodiff puts a node with a written backward around an operation whose inner
+//! backend has a kernel.
+
+mod autodiff;
+mod nvfp4;
+#[cfg(feature = "ndarray")]
+mod ndarray;
+#[cfg(feature = "flex")]
+mod flex;
+#[cfg(feature = "cubecl")]
+mod cube;
+#[cfg(feature = "cubecl")]
+mod fusion;
+
+use burn_backend::Backend;
+#[cfg(feature = "cubecl")]
+use burn_backend::TensorMetadata;
+use burn_backend::tensor::{Device, FloatTensor, IntTensor};
+
+use crate::op::{Like, Op, Pass};
+
+/// A backend on which a hybrid model runs.
+pub trait HybridEngine: Backend {
+    /// True if there are kernels of `op` for float inputs like these on `device`.
+    fn has_kernel(_op: &Op, _inputs: &[Like], _device: &Device<Self>) -> bool {
+        false
+    }
+
+    /// Runs one pass of an operation: see [`Pass`] for what goes in and out.
+    ///
+    /// Only called where [`has_kernel`](Self::has_kernel) says so, and never with autodiff.
+    fn launch(
+        op: &Op,
+        pass: Pass,
+        _inputs: Vec<FloatTensor<Self>>,
+        _ints: Vec<IntTensor<Self>>,
+    ) -> Vec<FloatTensor<Self>> {
+        unreachable!(
+            "{}: this backend has said that it has no kernels",
+            op.name(pass)
+        )
+    }
+
+    /// Runs a whole operation; differentiable if the backend is.
+    fn apply(
+        op: Op,
+        inputs: Vec<FloatTensor<Self>>,
+        ints: Vec<IntTensor<Self>>,
+    ) -> FloatTensor<Self> {
+        first(Self::launch(&op, Pass::Forward, inputs, ints))
+    }
+}
+
+/// The result of an operation, whatever else it made.
+fn first<T>(made: Vec<T>) -> T {
+    made.into_iter().next().expect("an operation has a result")
+}
+
+/// Shapes and dtypes of tensors.
+#[cfg(feature = "cubecl")]
+fn likes<T: TensorMetadata>(tensors: &[T]) -> Vec<Like> {
+    tensors.iter().map(|t| (t.shape(), t.dtype())).collect()
+}

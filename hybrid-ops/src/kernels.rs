@@ -1,0 +1,56 @@
+//! The operations as CubeCL kernels: one source for CUDA, Vulkan, Metal and WGSL.
+//!
+//! One file per operation, on tensors of CubeCL backends; the composition that a kernel has to agree
+//! with is the model's. Sums are f32 whatever the tensors hold, and every result is
+//! rounded once.
+
+mod elementwise;
+mod squared_relu;
+
+use burn_backend::DType;
+use burn_cubecl::CubeRuntime;
+use burn_cubecl::tensor::CubeTensor;
+
+use crate::op::{Like, Op, Pass};
+
+/// True if there are kernels of `op` for float inputs like these.
+///
+/// Tensors without elements have none: some devices cannot launch or bind nothing.
+pub(crate) fn supports<R: CubeRuntime>(op: &Op, inputs: &[Like], device: &R::Device) -> bool {
+    let client = R::client(device);
+    let can_load = |(shape, dtype): &Like| {
+        let known = matches!(dtype, DType::F32 | DType::BF16 | DType::F16);
+        known && shape.num_elements() > 0 && burn_nvfp4::kernels::stores::<R>(&client, *dtype)
+    };
+    inputs.iter().all(can_load)
+        && match op {
+            Op::SquaredRelu => true,
+        }
+}
+
+/// Runs one pass of an operation.
+///
+/// # Panics
+/// If the tensors are not those of the operation.
+pub(crate) fn launch<R: CubeRuntime>(
+    op: &Op,
+    pass: Pass,
+    inputs: Vec<CubeTensor<R>>,
+    _ints: Vec<CubeTensor<R>>,
+) -> Vec<CubeTensor<R>> {
+    match (op, pass) {
+        (Op::SquaredRelu, Pass::Forward) => squared_relu::forward(exactly(op, inputs)),
+        (Op::SquaredRelu, Pass::Backward) => squared_relu::backward(exactly(op, inputs)),
+    }
+}
+
+/// The tensors of an operation that takes `N` of them.
+fn exactly<R: CubeRuntime, const N: usize>(
+    op: &Op,
+    tensors: Vec<CubeTensor<R>>,
+) -> [CubeTensor<R>; N] {
+    let count = tensors.len();
+    tensors
+        .try_into()
+        .unwrap_or_else(|_| panic!("{op:?} takes {N} tensors, not {count}"))
+}

@@ -7,8 +7,8 @@
 use anyhow::{Context, Result};
 use burn::backend::Autodiff;
 use burn::optim::{GradientsParams, Optimizer};
-use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::{DType, Int, Tensor};
+use burn_hybrid_ops::TrainingEngine;
 use burn_nvfp4::recipe::{Policy, Preset, presets};
 use burn_nvfp4::{Nvfp4, Progress};
 use burn_nvfp4_models::config::{Bias, HybridConfig};
@@ -44,7 +44,7 @@ pub(crate) fn record(architecture: Architecture) -> Result<()> {
 }
 
 /// Runs one training step and waits until its launches are recorded.
-fn step<B: AutodiffBackend<Device = RecordingDevice>>(
+fn step<B: TrainingEngine<Device = RecordingDevice>>(
     architecture: Architecture,
     preset: &Preset,
     activations: DType,
@@ -61,7 +61,7 @@ fn step<B: AutodiffBackend<Device = RecordingDevice>>(
     .with_context(|| format!("{} on {name}, {activations:?} activations", preset.name))
 }
 
-fn train<B: AutodiffBackend<Device = RecordingDevice>>(model: HybridLm<B>, device: &B::Device) {
+fn train<B: TrainingEngine<Device = RecordingDevice>>(model: HybridLm<B>, device: &B::Device) {
     let tokens = || Tensor::<B, 2, Int>::zeros(BATCH, device);
     let batch = TokenBatch {
         inputs: tokens(),

@@ -15,6 +15,7 @@ mod cube;
 #[cfg(feature = "cubecl")]
 mod fusion;
 
+use burn::tensor::backend::AutodiffBackend;
 use burn_backend::Backend;
 #[cfg(feature = "cubecl")]
 use burn_backend::TensorMetadata;
@@ -64,3 +65,8 @@ fn first<T>(made: Vec<T>) -> T {
 fn likes<T: TensorMetadata>(tensors: &[T]) -> Vec<Like> {
     tensors.iter().map(|t| (t.shape(), t.dtype())).collect()
 }
+
+/// A backend on which a hybrid model trains: with autodiff, and an engine on both sides of it.
+pub trait TrainingEngine: HybridEngine + AutodiffBackend<InnerBackend: HybridEngine> {}
+
+impl<B: HybridEngine + AutodiffBackend<InnerBackend: HybridEngine>> TrainingEngine for B {}

@@ -13,5 +13,5 @@ pub mod engine;
 pub mod kernels;
 pub mod ops;
 
-pub use engine::HybridEngine;
+pub use engine::{HybridEngine, TrainingEngine};
 pub use op::{Like, Op, Pass};

@@ -7,8 +7,8 @@
 //!
 //! What ends a text is the caller's to know: a generation never ends by itself.
 
-use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor, TensorData};
+use burn_hybrid_ops::HybridEngine;
 
 use crate::hybrid::HybridLm;
 use crate::hybrid::cache::Cache;
@@ -48,7 +48,7 @@ pub enum GenerateError {
 
 /// A batch of texts that grow by one token per call of [`Iterator::next`], one id per row.
 #[derive(Debug)]
-pub struct Generation<'a, B: Backend> {
+pub struct Generation<'a, B: HybridEngine> {
     model: &'a HybridLm<B>,
     cache: Cache<B>,
     sampling: Sampling,
@@ -60,7 +60,7 @@ pub struct Generation<'a, B: Backend> {
     drawn: u64,
 }
 
-impl<'a, B: Backend> Generation<'a, B> {
+impl<'a, B: HybridEngine> Generation<'a, B> {
     /// Reads the prompts, one row each.
     ///
     /// # Errors
@@ -93,7 +93,7 @@ impl<'a, B: Backend> Generation<'a, B> {
     }
 }
 
-impl<B: Backend> Iterator for Generation<'_, B> {
+impl<B: HybridEngine> Iterator for Generation<'_, B> {
     type Item = Vec<u32>;
 
     fn next(&mut self) -> Option<Vec<u32>> {
@@ -132,7 +132,7 @@ fn check(prompts: &[&[u32]], vocab: usize) -> Result<(), GenerateError> {
 
 /// Steps 1 and 2: what `lm_head` sees of the last position, `[batch, 1, d_model]`; `None` if there
 /// is none.
-fn read<B: Backend>(
+fn read<B: HybridEngine>(
     model: &HybridLm<B>,
     prompts: &[&[u32]],
     cache: &mut Cache<B>,
@@ -162,7 +162,11 @@ fn read<B: Backend>(
     last
 }
 
-fn int_tensor<B: Backend>(ids: &[u32], shape: [usize; 2], device: &B::Device) -> Tensor<B, 2, Int> {
+fn int_tensor<B: HybridEngine>(
+    ids: &[u32],
+    shape: [usize; 2],
+    device: &B::Device,
+) -> Tensor<B, 2, Int> {
     let ids: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
     Tensor::from_data(TensorData::new(ids, shape), device)
 }

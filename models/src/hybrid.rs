@@ -7,6 +7,7 @@
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::tensor::backend::Backend;
 use burn::tensor::{Bool, DType, Int, Tensor, TensorData, module};
+use burn_hybrid_ops::HybridEngine;
 
 use crate::config::params::ParamSpec;
 use crate::config::{DtLimit, HybridConfig, Residual};
@@ -93,6 +94,51 @@ impl<B: Backend> HybridLm<B> {
         model
     }
 
+    /// The same model with activations of this dtype instead of that of its matrices.
+    ///
+    /// f32 matrices under bf16 activations need a backend whose `linear` mixes dtypes (NVFP4).
+    pub fn with_activations(self, dtype: DType) -> Self {
+        Self {
+            activations: Some(dtype),
+            ..self
+        }
+    }
+
+    /// The same weights with other bounds of `dt`, see [`DtLimit`].
+    pub fn with_dt_limit(mut self, limit: DtLimit) -> Self {
+        for layer in &mut self.layers {
+            if let Mixer::Mamba(mamba) = &mut layer.mixer {
+                mamba.dt_limit = limit;
+            }
+        }
+        self
+    }
+
+    /// Dtype of the activations.
+    pub fn activation_dtype(&self) -> DType {
+        self.activations
+            .unwrap_or_else(|| self.embeddings.weight.val().dtype())
+    }
+
+    /// The same model with every matrix in this dtype; vectors stay as they are.
+    ///
+    /// For inference in bf16 on a plain backend; for training keep f32 master weights.
+    pub fn cast_matrices(self, dtype: DType) -> Self {
+        self.map(&mut CastMatrices { dtype })
+    }
+
+    /// All parameters, in module order.
+    pub fn parameters(&self) -> Vec<ParamInfo> {
+        let mut list = ListParams {
+            path: FieldPath::default(),
+            found: Vec::new(),
+        };
+        self.visit(&mut list);
+        list.found
+    }
+}
+
+impl<B: HybridEngine> HybridLm<B> {
     /// Logits in f32: `[batch, seq]` to `[batch, seq, vocab]`.
     pub fn forward(&self, ids: Tensor<B, 2, Int>) -> Tensor<B, 3> {
         self.logits(self.forward_hidden(ids))
@@ -188,49 +234,6 @@ impl<B: Backend> HybridLm<B> {
         let logits = self.lm_head.forward(hidden);
         let dtype = wide(logits.dtype());
         logits.cast(dtype)
-    }
-
-    /// The same model with activations of this dtype instead of that of its matrices.
-    ///
-    /// f32 matrices under bf16 activations need a backend whose `linear` mixes dtypes (NVFP4).
-    pub fn with_activations(self, dtype: DType) -> Self {
-        Self {
-            activations: Some(dtype),
-            ..self
-        }
-    }
-
-    /// The same weights with other bounds of `dt`, see [`DtLimit`].
-    pub fn with_dt_limit(mut self, limit: DtLimit) -> Self {
-        for layer in &mut self.layers {
-            if let Mixer::Mamba(mamba) = &mut layer.mixer {
-                mamba.dt_limit = limit;
-            }
-        }
-        self
-    }
-
-    /// Dtype of the activations.
-    pub fn activation_dtype(&self) -> DType {
-        self.activations
-            .unwrap_or_else(|| self.embeddings.weight.val().dtype())
-    }
-
-    /// The same model with every matrix in this dtype; vectors stay as they are.
-    ///
-    /// For inference in bf16 on a plain backend; for training keep f32 master weights.
-    pub fn cast_matrices(self, dtype: DType) -> Self {
-        self.map(&mut CastMatrices { dtype })
-    }
-
-    /// All parameters, in module order.
-    pub fn parameters(&self) -> Vec<ParamInfo> {
-        let mut list = ListParams {
-            path: FieldPath::default(),
-            found: Vec::new(),
-        };
-        self.visit(&mut list);
-        list.found
     }
 }
 

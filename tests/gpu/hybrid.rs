@@ -3,7 +3,7 @@
 use burn::backend::{Autodiff, NdArray};
 use burn::optim::{GradientsParams, Optimizer};
 use burn::prelude::*;
-use burn::tensor::backend::AutodiffBackend;
+use burn_hybrid_ops::{HybridEngine, TrainingEngine};
 use burn_nvfp4::recipe::{Policy, Progress, presets};
 use burn_nvfp4::{Nvfp4, set_policy, set_progress, set_seed, set_watch, take_non_finite};
 use burn_nvfp4_models::config::HybridConfig;
@@ -40,7 +40,7 @@ fn tiny() -> HybridConfig {
 }
 
 /// A text with a period: the next token follows from the last.
-fn loss<B: Backend>(model: &HybridLm<B>) -> Tensor<B, 1> {
+fn loss<B: HybridEngine>(model: &HybridLm<B>) -> Tensor<B, 1> {
     let len = LENGTH + 1;
     let ids = (0..BATCH * len).map(|i| ((i % len) * 7 + i / len) as i64 % 23);
     let data = TensorData::new(ids.collect::<Vec<_>>(), [BATCH, len]);
@@ -50,12 +50,12 @@ fn loss<B: Backend>(model: &HybridLm<B>) -> Tensor<B, 1> {
     cross_entropy(logits.reshape([BATCH * LENGTH, VOCAB]), targets)
 }
 
-fn scalar<B: Backend>(x: Tensor<B, 1>) -> f64 {
+fn scalar<B: HybridEngine>(x: Tensor<B, 1>) -> f64 {
     x.into_data().iter::<f64>().next().unwrap()
 }
 
 /// Loss before each step, and the squared norm of all gradients at the first.
-fn train<B: AutodiffBackend>(steps: u64) -> (Vec<f64>, f64) {
+fn train<B: TrainingEngine>(steps: u64) -> (Vec<f64>, f64) {
     let device = B::Device::default();
     let mut model: HybridLm<B> = tiny().init(&device, 3);
     let mut optimizer = GroupedAdamW::new(&OptimizerConfig {
@@ -81,7 +81,7 @@ fn train<B: AutodiffBackend>(steps: u64) -> (Vec<f64>, f64) {
     (losses, norm)
 }
 
-fn settings<B: Backend>(recipe: burn_nvfp4::recipe::Recipe) {
+fn settings<B: HybridEngine>(recipe: burn_nvfp4::recipe::Recipe) {
     let device = B::Device::default();
     set_policy::<B>(&device, Policy::uniform(recipe)).unwrap();
     set_seed::<B>(&device, 1);

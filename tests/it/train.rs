@@ -13,8 +13,8 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
 
-use burn::tensor::backend::AutodiffBackend;
 use burn::train::Interrupter;
+use burn_hybrid_ops::TrainingEngine;
 use burn_nvfp4_models::checkpoint::run::{RunCheckpoint, RunDirectory};
 use burn_nvfp4_models::config::HybridConfig;
 use burn_nvfp4_models::data::{
@@ -88,7 +88,7 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    fn go<B: AutodiffBackend>(
+    fn go<B: TrainingEngine>(
         &self,
         numerics: Box<dyn Numerics>,
         resume: Option<RunCheckpoint>,

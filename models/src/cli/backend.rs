@@ -8,6 +8,7 @@ mod kernel_cache;
 use burn::backend::{Flex, NdArray};
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
+use burn_hybrid_ops::HybridEngine;
 use burn_nvfp4::Nvfp4Engine;
 
 use burn_nvfp4_models::train::config::BackendName;
@@ -52,7 +53,7 @@ pub(super) trait OnBackend {
     ///
     /// # Errors
     /// [`Failure`], one line each.
-    fn run<E: Nvfp4Engine>(self, device: E::Device) -> Result<Success, Failure>;
+    fn run<E: Nvfp4Engine + HybridEngine>(self, device: E::Device) -> Result<Success, Failure>;
 }
 
 /// Runs `work` on a device of the named backend.
@@ -91,7 +92,7 @@ pub(super) fn dispatch(
     }
 }
 
-fn run<E: Nvfp4Engine>(
+fn run<E: Nvfp4Engine + HybridEngine>(
     work: impl OnBackend,
     backend: BackendName,
     device: E::Device,

@@ -10,7 +10,7 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use burn::tensor::backend::Backend;
+use burn_hybrid_ops::HybridEngine;
 use burn_nvfp4::{Nvfp4Engine, Policy, presets};
 
 use burn_nvfp4_models::config::HybridConfig;
@@ -126,7 +126,7 @@ impl Request {
     }
 
     /// Step 3.
-    fn evaluate<B: Backend>(
+    fn evaluate<B: HybridEngine>(
         &self,
         model: &HybridLm<B>,
         device: &B::Device,
@@ -151,7 +151,7 @@ impl Request {
         Ok(Success::Done)
     }
 
-    fn run_tasks<B: Backend>(
+    fn run_tasks<B: HybridEngine>(
         &self,
         evaluator: &Evaluator<'_, B>,
         mut lines: Option<&mut Lines<'_>>,
@@ -188,7 +188,7 @@ impl Request {
 
 impl OnBackend for Request {
     /// Step 2.
-    fn run<E: Nvfp4Engine>(self, device: E::Device) -> Result<Success, Failure> {
+    fn run<E: Nvfp4Engine + HybridEngine>(self, device: E::Device) -> Result<Success, Failure> {
         let model = self.folder.load::<E>(&device)?;
         if let Some(policy) = &self.policy {
             burn_nvfp4::set_policy::<E>(&device, policy.clone()).map_err(Failure::usage)?;

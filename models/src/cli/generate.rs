@@ -10,6 +10,7 @@
 use std::io::{ErrorKind, IsTerminal, Write, stdout};
 use std::time::Instant;
 
+use burn_hybrid_ops::HybridEngine;
 use burn_nvfp4::Nvfp4Engine;
 
 use burn_nvfp4_models::config::HybridConfig;
@@ -95,7 +96,7 @@ fn most(prompt: &[u32], config: &HybridConfig, limit: usize) -> Result<(usize, S
 
 impl OnBackend for Request {
     /// Steps 2 and 3.
-    fn run<E: Nvfp4Engine>(self, device: E::Device) -> Result<Success, Failure> {
+    fn run<E: Nvfp4Engine + HybridEngine>(self, device: E::Device) -> Result<Success, Failure> {
         let model = self.folder.load::<E>(&device)?;
         let start = Instant::now();
         let generation = Generation::start(&model, &[&self.prompt], self.sampling, &device);

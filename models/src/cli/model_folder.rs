@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use burn_hybrid_ops::HybridEngine;
 use burn_nvfp4::export::WEIGHTS_ONLY;
 use burn_nvfp4::{Nvfp4, Nvfp4Engine, Policy, presets};
 use burn_nvfp4_models::checkpoint::hf::{config_format, load_hf_config, load_hf_packed};
@@ -57,7 +58,7 @@ impl ModelFolder {
     ///
     /// # Errors
     /// [`Failure::Error`] with everything that is wrong with the tensors.
-    pub(crate) fn load<E: Nvfp4Engine>(
+    pub(crate) fn load<E: Nvfp4Engine + HybridEngine>(
         &self,
         device: &E::Device,
     ) -> Result<HybridLm<Nvfp4<E>>, Failure> {

@@ -10,8 +10,8 @@ use std::io::{Write, stdout};
 use std::path::{Path, PathBuf};
 
 use burn::backend::Autodiff;
-use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::train::Interrupter;
+use burn_hybrid_ops::{HybridEngine, TrainingEngine};
 use burn_nvfp4::engine::Support;
 use burn_nvfp4::{Nvfp4, Nvfp4Engine};
 use serde_json::json;
@@ -43,7 +43,7 @@ pub(crate) fn train(arguments: &TrainArgs) -> Result<Success, Failure> {
 }
 
 impl OnBackend for Prepared {
-    fn run<E: Nvfp4Engine>(self, device: E::Device) -> Result<Success, Failure> {
+    fn run<E: Nvfp4Engine + HybridEngine>(self, device: E::Device) -> Result<Success, Failure> {
         let policy = self.config.precision.policy(&self.model);
         let policy = policy.map_err(Failure::usage)?;
         let (seed, support) = (self.config.seed, E::support(&device));
@@ -55,7 +55,7 @@ impl OnBackend for Prepared {
 
 impl Prepared {
     /// Steps 3 and 4 on a backend.
-    fn train<B: AutodiffBackend>(
+    fn train<B: TrainingEngine>(
         self,
         device: &B::Device,
         support: &Support,
@@ -129,7 +129,7 @@ impl Prepared {
         }
     }
 
-    fn batches<B: AutodiffBackend>(
+    fn batches<B: TrainingEngine>(
         &self,
         done: u64,
         device: &B::Device,
@@ -153,7 +153,7 @@ impl Prepared {
     }
 
     /// What byte counts of the training text give on the validation windows.
-    fn floors<B: Backend>(&self, valid: &ValidationBatches<B>) -> Floors {
+    fn floors<B: HybridEngine>(&self, valid: &ValidationBatches<B>) -> Floors {
         let windows: Vec<_> = valid
             .targets()
             .iter()
@@ -233,7 +233,7 @@ impl Prepared {
     }
 
     /// Step 4.
-    fn finish<B: Backend>(
+    fn finish<B: HybridEngine>(
         &self,
         model: &HybridLm<B>,
         outcome: Outcome,
@@ -271,7 +271,11 @@ impl Prepared {
     }
 
     /// Lets the model write, to the terminal and to `sample.txt`.
-    fn sample<B: Backend>(&self, model: &HybridLm<B>, device: &B::Device) -> Result<(), Failure> {
+    fn sample<B: HybridEngine>(
+        &self,
+        model: &HybridLm<B>,
+        device: &B::Device,
+    ) -> Result<(), Failure> {
         let sample = &self.config.sample;
         if sample.tokens == 0 {
             return Ok(());

@@ -3,7 +3,7 @@
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
-use burn::tensor::backend::Backend;
+use burn_hybrid_ops::HybridEngine;
 
 use super::EvalError;
 use super::encode::{Encoded, Encoder, Row};
@@ -97,7 +97,7 @@ impl Assignment {
 
 /// A model that tasks are put to.
 #[derive(Debug)]
-pub struct Evaluator<'a, B: Backend> {
+pub struct Evaluator<'a, B: HybridEngine> {
     /// The model.
     pub model: &'a HybridLm<B>,
     /// Where it is.
@@ -114,7 +114,7 @@ pub struct Evaluator<'a, B: Backend> {
     pub threads: NonZeroUsize,
 }
 
-impl<B: Backend> Evaluator<'_, B> {
+impl<B: HybridEngine> Evaluator<'_, B> {
     /// The outcome of each item. `done` is told how many more requests are finished.
     ///
     /// # Errors

@@ -4,7 +4,7 @@
 //! the first stop string, at its limit, or where the model's window is full; a batch ends with its
 //! last text.
 
-use burn::tensor::backend::Backend;
+use burn_hybrid_ops::HybridEngine;
 
 use super::EvalError;
 use crate::data::{TextStream, Tokenizer};
@@ -24,7 +24,7 @@ pub struct Task<'a> {
 
 /// Writes texts with a model.
 #[derive(Debug)]
-pub struct Writer<'a, B: Backend> {
+pub struct Writer<'a, B: HybridEngine> {
     /// The model.
     pub model: &'a HybridLm<B>,
     /// Where it is.
@@ -39,7 +39,7 @@ pub struct Writer<'a, B: Backend> {
     pub batch_tokens: usize,
 }
 
-impl<B: Backend> Writer<'_, B> {
+impl<B: HybridEngine> Writer<'_, B> {
     /// The texts of some tasks. `done` is told how many more are finished.
     ///
     /// # Errors

@@ -18,8 +18,8 @@ use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 
-use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor, TensorData};
+use burn_hybrid_ops::HybridEngine;
 
 use super::encode::Row;
 use super::plan::{Input, groups, inputs};
@@ -56,7 +56,7 @@ impl Score {
 
 /// Scores rows with a model.
 #[derive(Debug)]
-pub struct Scorer<'a, B: Backend> {
+pub struct Scorer<'a, B: HybridEngine> {
     /// The model.
     pub model: &'a HybridLm<B>,
     /// Where it is.
@@ -71,7 +71,7 @@ pub struct Scorer<'a, B: Backend> {
 /// Rows and their scores.
 type Scored = Vec<(usize, Score)>;
 
-impl<B: Backend> Scorer<'_, B> {
+impl<B: HybridEngine> Scorer<'_, B> {
     /// The score of each row. `done` is told how many more are finished.
     ///
     /// # Panics
@@ -143,7 +143,7 @@ impl<B: Backend> Scorer<'_, B> {
 }
 
 /// What one thread scores with.
-struct Worker<B: Backend> {
+struct Worker<B: HybridEngine> {
     model: HybridLm<B>,
     device: B::Device,
 }
@@ -156,7 +156,7 @@ struct Probe {
     wanted: Vec<(u32, usize)>,
 }
 
-impl<B: Backend> Worker<B> {
+impl<B: HybridEngine> Worker<B> {
     /// A cache that holds these ids.
     fn read(&self, ids: &[u32]) -> Cache<B> {
         let mut cache = Cache::new(&self.model);

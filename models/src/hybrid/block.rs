@@ -3,6 +3,7 @@
 use burn::module::Module;
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
+use burn_hybrid_ops::HybridEngine;
 
 use crate::config::{HybridConfig, MixerKind};
 use crate::nn::attention::Attention;
@@ -56,7 +57,9 @@ impl<B: Backend> Block<B> {
             },
         }
     }
+}
 
+impl<B: HybridEngine> Block<B> {
     /// `[batch, seq, d_model]` to the same, in the dtype of the residual stream `h`.
     ///
     /// With a memory the tokens follow those that it holds, and it holds these too afterwards.

@@ -9,6 +9,7 @@
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
+use burn_hybrid_ops::HybridEngine;
 
 use super::activation::{silu, softplus};
 use super::conv::CausalConv1d;
@@ -98,7 +99,9 @@ impl<B: Backend> Mamba2<B> {
             dt_limit: config.dt_limit,
         }
     }
+}
 
+impl<B: HybridEngine> Mamba2<B> {
     /// Mixes tokens that follow those in `state` (none: the sequence starts here); returns the
     /// state after them. `u`, result: `[batch, seq, d_model]`.
     pub fn forward(

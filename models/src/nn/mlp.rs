@@ -3,6 +3,7 @@
 use burn::module::Module;
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
+use burn_hybrid_ops::{HybridEngine, ops};
 
 use super::activation::squared_relu;
 use super::linear::Linear;
@@ -25,10 +26,13 @@ impl<B: Backend> Mlp<B> {
             down_proj: Linear::new(source, &format!("{name}.down_proj")),
         }
     }
+}
 
+impl<B: HybridEngine> Mlp<B> {
     /// `[batch, seq, d_model]` to the same.
     pub fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
-        self.down_proj
-            .forward(squared_relu(self.up_proj.forward(x)))
+        let x = self.up_proj.forward(x);
+        let x = ops::squared_relu(&x).unwrap_or_else(|| squared_relu(x));
+        self.down_proj.forward(x)
     }
 }

@@ -9,6 +9,7 @@
 use burn::module::{Module, Param};
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Tensor};
+use burn_hybrid_ops::HybridEngine;
 
 use super::activation::silu;
 use super::source::ParamSource;
@@ -30,7 +31,9 @@ impl<B: Backend> RmsNorm<B> {
             eps,
         }
     }
+}
 
+impl<B: HybridEngine> RmsNorm<B> {
     /// Normalises `[batch, seq, channels]` over channels; the result has this dtype.
     pub fn forward(&self, x: Tensor<B, 3>, dtype: DType) -> Tensor<B, 3> {
         let compute = wide(x.dtype());
@@ -57,7 +60,9 @@ impl<B: Backend> GatedGroupNorm<B> {
             eps,
         }
     }
+}
 
+impl<B: HybridEngine> GatedGroupNorm<B> {
     /// Gates and normalises; the result has this dtype.
     ///
     /// # Shapes

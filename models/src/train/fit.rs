@@ -3,9 +3,9 @@
 use std::io::Write;
 use std::sync::Arc;
 
-use burn::tensor::backend::AutodiffBackend;
 use burn::train::logger::InMemoryMetricLogger;
 use burn::train::{Interrupter, Learner, SupervisedTraining, TrainingStrategy};
+use burn_hybrid_ops::TrainingEngine;
 
 use crate::checkpoint::run::{RunCheckpoint, RunDirectory, RunError};
 use crate::data::{TrainBatches, ValidationBatches};
@@ -43,12 +43,12 @@ impl std::fmt::Debug for Display {
 
 /// A model and the optimizer that belongs to it.
 #[derive(Debug)]
-pub struct Trainee<B: AutodiffBackend, M: Trainable<B>> {
+pub struct Trainee<B: TrainingEngine, M: Trainable<B>> {
     model: M,
     optimizer: GroupedAdamW<B, M>,
 }
 
-impl<B: AutodiffBackend, M: Trainable<B>> Trainee<B, M> {
+impl<B: TrainingEngine, M: Trainable<B>> Trainee<B, M> {
     /// A model that has not been trained.
     pub fn new(model: M, config: &OptimizerConfig) -> Self {
         Self {
@@ -88,7 +88,7 @@ impl<B: AutodiffBackend, M: Trainable<B>> Trainee<B, M> {
 
 /// What a run reads.
 #[derive(Debug)]
-pub struct Batches<B: AutodiffBackend> {
+pub struct Batches<B: TrainingEngine> {
     /// Training, from the step on at which the run begins.
     pub train: TrainBatches<B>,
     /// Validation.
@@ -101,7 +101,7 @@ pub struct Batches<B: AutodiffBackend> {
 ///
 /// # Errors
 /// Whatever stopped the run: NaN, a full disk.
-pub fn fit<B: AutodiffBackend, M: Trainable<B>>(
+pub fn fit<B: TrainingEngine, M: Trainable<B>>(
     trainee: Trainee<B, M>,
     batches: Batches<B>,
     schedule: Schedule,

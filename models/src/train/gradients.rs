@@ -5,7 +5,8 @@
 
 use burn::module::{AutodiffModule, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
-use burn::tensor::{DType, Tensor, backend::AutodiffBackend};
+use burn::tensor::{DType, Tensor};
+use burn_hybrid_ops::TrainingEngine;
 
 use crate::hybrid::field_path::FieldPath;
 
@@ -14,7 +15,7 @@ use crate::hybrid::field_path::FieldPath;
 ///
 /// The squares are summed in f32 on the device, in the order of the parameters; one number is read.
 /// With a norm that is not finite the gradients are only averaged: the caller stops.
-pub fn average_and_clip<B: AutodiffBackend, M: AutodiffModule<B>>(
+pub fn average_and_clip<B: TrainingEngine, M: AutodiffModule<B>>(
     model: &M,
     grads: &mut GradientsParams,
     average: f64,
@@ -47,12 +48,12 @@ impl<B: burn::tensor::backend::Backend> ScalarF32 for Tensor<B, 1> {
     }
 }
 
-struct SumOfSquares<'a, B: AutodiffBackend> {
+struct SumOfSquares<'a, B: TrainingEngine> {
     grads: &'a GradientsParams,
     sum: Option<Tensor<B::InnerBackend, 1>>,
 }
 
-impl<B: AutodiffBackend> ModuleVisitor<B> for SumOfSquares<'_, B> {
+impl<B: TrainingEngine> ModuleVisitor<B> for SumOfSquares<'_, B> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
         if let Some(grad) = self.grads.get::<B::InnerBackend, D>(param.id) {
             let squares = grad.cast(DType::F32).square().sum();
@@ -69,7 +70,7 @@ struct Scale<'a> {
     factor: f64,
 }
 
-impl<B: AutodiffBackend> ModuleVisitor<B> for Scale<'_> {
+impl<B: TrainingEngine> ModuleVisitor<B> for Scale<'_> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
         if let Some(grad) = self.grads.remove::<B::InnerBackend, D>(param.id) {
             self.grads.register(param.id, grad.mul_scalar(self.factor));
@@ -79,7 +80,7 @@ impl<B: AutodiffBackend> ModuleVisitor<B> for Scale<'_> {
 
 /// Where NaN or infinity is: the first parameter whose value holds it, in the order of the model;
 /// else the last one whose gradient does, which backward met first.
-pub fn find_non_finite<B: AutodiffBackend, M: AutodiffModule<B>>(
+pub fn find_non_finite<B: TrainingEngine, M: AutodiffModule<B>>(
     model: &M,
     grads: &GradientsParams,
 ) -> Option<String> {
@@ -89,7 +90,7 @@ pub fn find_non_finite<B: AutodiffBackend, M: AutodiffModule<B>>(
         value: Option<String>,
         gradient: Option<String>,
     }
-    impl<B: AutodiffBackend> ModuleVisitor<B> for Search<'_> {
+    impl<B: TrainingEngine> ModuleVisitor<B> for Search<'_> {
         fn enter_module(&mut self, name: &str, container: &str) {
             self.path.enter(name, container);
         }

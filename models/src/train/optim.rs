@@ -14,7 +14,8 @@ use burn::optim::{
     AdamW, AdamWConfig, AdamWState, AdaptiveMomentumState, GradientsParams, MultiGradientsParams,
     Optimizer, SimpleOptimizer,
 };
-use burn::tensor::{Tensor, backend::AutodiffBackend};
+use burn::tensor::Tensor;
+use burn_hybrid_ops::TrainingEngine;
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::run::NamedTensors;
@@ -56,13 +57,13 @@ pub(crate) type Records<B, M> = <OptimizerAdaptor<AdamW, M, B> as Optimizer<M, B
 
 /// AdamW in two groups; see the module.
 #[derive(Clone)]
-pub struct GroupedAdamW<B: AutodiffBackend, M: AutodiffModule<B>> {
+pub struct GroupedAdamW<B: TrainingEngine, M: AutodiffModule<B>> {
     decayed: AdamW,
     undecayed: AdamW,
     records: Records<B, M>,
 }
 
-impl<B: AutodiffBackend, M: AutodiffModule<B>> std::fmt::Debug for GroupedAdamW<B, M> {
+impl<B: TrainingEngine, M: AutodiffModule<B>> std::fmt::Debug for GroupedAdamW<B, M> {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         out.debug_struct("GroupedAdamW")
             .field("parameters", &self.records.len())
@@ -70,7 +71,7 @@ impl<B: AutodiffBackend, M: AutodiffModule<B>> std::fmt::Debug for GroupedAdamW<
     }
 }
 
-impl<B: AutodiffBackend, M: AutodiffModule<B>> GroupedAdamW<B, M> {
+impl<B: TrainingEngine, M: AutodiffModule<B>> GroupedAdamW<B, M> {
     /// An optimizer without history.
     pub fn new(config: &OptimizerConfig) -> Self {
         let adamw = |weight_decay| {
@@ -89,7 +90,7 @@ impl<B: AutodiffBackend, M: AutodiffModule<B>> GroupedAdamW<B, M> {
     }
 }
 
-impl<B: AutodiffBackend, M: AutodiffModule<B>> Optimizer<M, B> for GroupedAdamW<B, M> {
+impl<B: TrainingEngine, M: AutodiffModule<B>> Optimizer<M, B> for GroupedAdamW<B, M> {
     type Record = Records<B, M>;
 
     fn step(&mut self, lr: f64, module: M, grads: GradientsParams) -> M {
@@ -120,14 +121,14 @@ impl<B: AutodiffBackend, M: AutodiffModule<B>> Optimizer<M, B> for GroupedAdamW<
 }
 
 /// One AdamW update of every parameter that has a gradient.
-struct Update<'a, B: AutodiffBackend, M: AutodiffModule<B>> {
+struct Update<'a, B: TrainingEngine, M: AutodiffModule<B>> {
     optimizer: &'a mut GroupedAdamW<B, M>,
     path: FieldPath,
     grads: GradientsParams,
     lr: f64,
 }
 
-impl<B: AutodiffBackend, M: AutodiffModule<B>> ModuleMapper<B> for Update<'_, B, M> {
+impl<B: TrainingEngine, M: AutodiffModule<B>> ModuleMapper<B> for Update<'_, B, M> {
     fn enter_module(&mut self, name: &str, container: &str) {
         self.path.enter(name, container);
     }
@@ -169,16 +170,16 @@ fn moment_names(parameter: &str) -> [String; 2] {
 }
 
 /// Copies the moments to the host, by name. Every parameter has taken `step` updates.
-pub(crate) fn read_moments<B: AutodiffBackend, M: AutodiffModule<B>>(
+pub(crate) fn read_moments<B: TrainingEngine, M: AutodiffModule<B>>(
     model: &M,
     records: &Records<B, M>,
 ) -> NamedTensors {
-    struct Read<'a, B: AutodiffBackend, M: AutodiffModule<B>> {
+    struct Read<'a, B: TrainingEngine, M: AutodiffModule<B>> {
         path: FieldPath,
         records: &'a Records<B, M>,
         tensors: NamedTensors,
     }
-    impl<B: AutodiffBackend, M: AutodiffModule<B>> ModuleVisitor<B> for Read<'_, B, M> {
+    impl<B: TrainingEngine, M: AutodiffModule<B>> ModuleVisitor<B> for Read<'_, B, M> {
         fn enter_module(&mut self, name: &str, container: &str) {
             self.path.enter(name, container);
         }
@@ -211,13 +212,13 @@ pub(crate) fn read_moments<B: AutodiffBackend, M: AutodiffModule<B>>(
 ///
 /// # Errors
 /// Every missing, misshapen or unexpected tensor.
-pub(crate) fn write_moments<B: AutodiffBackend, M: AutodiffModule<B>>(
+pub(crate) fn write_moments<B: TrainingEngine, M: AutodiffModule<B>>(
     model: &M,
     mut tensors: NamedTensors,
     step: usize,
     device: &B::Device,
 ) -> Result<Records<B, M>, Vec<String>> {
-    struct Write<'a, B: AutodiffBackend, M: AutodiffModule<B>> {
+    struct Write<'a, B: TrainingEngine, M: AutodiffModule<B>> {
         path: FieldPath,
         tensors: &'a mut NamedTensors,
         step: usize,
@@ -225,7 +226,7 @@ pub(crate) fn write_moments<B: AutodiffBackend, M: AutodiffModule<B>>(
         records: Records<B, M>,
         problems: Vec<String>,
     }
-    impl<B: AutodiffBackend, M: AutodiffModule<B>> Write<'_, B, M> {
+    impl<B: TrainingEngine, M: AutodiffModule<B>> Write<'_, B, M> {
         fn take<const D: usize>(
             &mut self,
             name: &str,
@@ -247,7 +248,7 @@ pub(crate) fn write_moments<B: AutodiffBackend, M: AutodiffModule<B>>(
             None
         }
     }
-    impl<B: AutodiffBackend, M: AutodiffModule<B>> ModuleVisitor<B> for Write<'_, B, M> {
+    impl<B: TrainingEngine, M: AutodiffModule<B>> ModuleVisitor<B> for Write<'_, B, M> {
         fn enter_module(&mut self, name: &str, container: &str) {
             self.path.enter(name, container);
         }

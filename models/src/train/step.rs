@@ -1,8 +1,8 @@
 //! The hybrid as a model that burn-train can train: next-token cross-entropy in f32.
 
 use burn::tensor::Tensor;
-use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::train::{InferenceStep, TrainOutput, TrainStep};
+use burn_hybrid_ops::{HybridEngine, TrainingEngine};
 
 use crate::data::TokenBatch;
 use crate::hybrid::HybridLm;
@@ -11,7 +11,7 @@ use crate::nn::loss::cross_entropy;
 use super::output::LossOutput;
 
 /// Mean next-token loss of a batch, `[1]`, in f32.
-pub fn next_token_loss<B: Backend>(model: &HybridLm<B>, batch: TokenBatch<B>) -> Tensor<B, 1> {
+pub fn next_token_loss<B: HybridEngine>(model: &HybridLm<B>, batch: TokenBatch<B>) -> Tensor<B, 1> {
     let logits = model.forward(batch.inputs);
     let [batch_size, seq, vocab] = logits.dims();
     let tokens = batch_size * seq;
@@ -21,7 +21,7 @@ pub fn next_token_loss<B: Backend>(model: &HybridLm<B>, batch: TokenBatch<B>) ->
     )
 }
 
-impl<B: AutodiffBackend> TrainStep for HybridLm<B> {
+impl<B: TrainingEngine> TrainStep for HybridLm<B> {
     type Input = TokenBatch<B>;
     type Output = LossOutput<B::InnerBackend>;
 
@@ -37,7 +37,7 @@ impl<B: AutodiffBackend> TrainStep for HybridLm<B> {
     }
 }
 
-impl<B: Backend> InferenceStep for HybridLm<B> {
+impl<B: HybridEngine> InferenceStep for HybridLm<B> {
     type Input = TokenBatch<B>;
     type Output = LossOutput<B>;
 

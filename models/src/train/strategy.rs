@@ -21,13 +21,13 @@ use burn::data::dataloader::Progress;
 use burn::module::AutodiffModule;
 use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::Tensor;
-use burn::tensor::backend::AutodiffBackend;
 use burn::train::metric::store::EventStoreClient;
 use burn::train::{
     EventProcessorTraining, InferenceStep, Learner, LearnerEvent, LearningComponentsMarker,
     SupervisedLearningStrategy, SupervisedTrainingEventProcessor, TrainLoader, TrainStep,
     TrainingComponents, TrainingItem, ValidLoader,
 };
+use burn_hybrid_ops::TrainingEngine;
 
 use crate::checkpoint::run::{RunCheckpoint, RunDirectory, RunState};
 use crate::data::TokenBatch;
@@ -47,10 +47,10 @@ use super::tap::optimizer_record;
 pub type Components<B, M> = LearningComponentsMarker<B, WarmupStableDecay, M, GroupedAdamW<B, M>>;
 
 /// A batch without autodiff.
-type InnerBatch<B> = TokenBatch<<B as AutodiffBackend>::InnerBackend>;
+type InnerBatch<B> = TokenBatch<<B as burn::tensor::backend::AutodiffBackend>::InnerBackend>;
 
 /// What a model has to be to be trained here: a loss per micro-batch.
-pub trait Trainable<B: AutodiffBackend>:
+pub trait Trainable<B: TrainingEngine>:
     AutodiffModule<B, InnerModule = Self::Inference>
     + TrainStep<Input = TokenBatch<B>, Output = LossOutput<B::InnerBackend>>
     + std::fmt::Display
@@ -62,7 +62,7 @@ pub trait Trainable<B: AutodiffBackend>:
 
 impl<B, M> Trainable<B> for M
 where
-    B: AutodiffBackend,
+    B: TrainingEngine,
     M: AutodiffModule<B>
         + TrainStep<Input = TokenBatch<B>, Output = LossOutput<B::InnerBackend>>
         + std::fmt::Display
@@ -128,7 +128,7 @@ impl StepStrategy {
     }
 }
 
-impl<B: AutodiffBackend, M: Trainable<B>> SupervisedLearningStrategy<Components<B, M>>
+impl<B: TrainingEngine, M: Trainable<B>> SupervisedLearningStrategy<Components<B, M>>
     for StepStrategy
 {
     fn fit(
@@ -164,7 +164,7 @@ impl<B: AutodiffBackend, M: Trainable<B>> SupervisedLearningStrategy<Components<
 }
 
 /// The state of a run in progress.
-struct Loop<'a, B: AutodiffBackend, M: Trainable<B>> {
+struct Loop<'a, B: TrainingEngine, M: Trainable<B>> {
     strategy: &'a StepStrategy,
     learner: Learner<Components<B, M>>,
     valid: ValidLoader<Components<B, M>>,
@@ -181,7 +181,7 @@ struct Loop<'a, B: AutodiffBackend, M: Trainable<B>> {
     taken: usize,
 }
 
-impl<B: AutodiffBackend, M: Trainable<B>> Loop<'_, B, M> {
+impl<B: TrainingEngine, M: Trainable<B>> Loop<'_, B, M> {
     fn run(
         &mut self,
         train: &TrainLoader<Components<B, M>>,

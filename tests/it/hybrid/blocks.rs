@@ -1,8 +1,8 @@
 //! Blocks against their definitions, in f64 where the definition is to be met to rounding.
 
 use burn::backend::{Autodiff, Flex, NdArray};
-use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Element, Tensor, TensorData};
+use burn_hybrid_ops::HybridEngine;
 use burn_nvfp4_models::config::HybridConfig;
 use burn_nvfp4_models::config::params::{Init, ParamSpec};
 use burn_nvfp4_models::hybrid::block::Mixer;
@@ -17,7 +17,10 @@ use super::support::{Numbers, f64_device};
 type F64 = NdArray<f64>;
 
 /// Standard normal numbers that depend on the name.
-pub(crate) fn random<B: Backend, const D: usize>(name: &str, shape: [usize; D]) -> Tensor<B, D> {
+pub(crate) fn random<B: HybridEngine, const D: usize>(
+    name: &str,
+    shape: [usize; D],
+) -> Tensor<B, D> {
     let init = Init::Normal { std: 1.0 };
     let spec = ParamSpec {
         name: name.into(),
@@ -37,7 +40,7 @@ const GROUPS: usize = 3;
 const D_STATE: usize = 4;
 
 /// Inputs of a scan over `l` tokens of two sequences; decays from slow to fast.
-fn scan_inputs<B: Backend>(l: usize) -> SsdInputs<B> {
+fn scan_inputs<B: HybridEngine>(l: usize) -> SsdInputs<B> {
     SsdInputs {
         x: random("x", [2, l, HEADS, WIDTH]),
         b: random("b", [2, l, GROUPS, D_STATE]),
@@ -49,7 +52,7 @@ fn scan_inputs<B: Backend>(l: usize) -> SsdInputs<B> {
 }
 
 /// Tokens `from..to` of scan inputs.
-fn tokens<B: Backend>(inputs: &SsdInputs<B>, from: usize, to: usize) -> SsdInputs<B> {
+fn tokens<B: HybridEngine>(inputs: &SsdInputs<B>, from: usize, to: usize) -> SsdInputs<B> {
     SsdInputs {
         x: inputs.x.clone().narrow(1, from, to - from),
         b: inputs.b.clone().narrow(1, from, to - from),
@@ -60,7 +63,7 @@ fn tokens<B: Backend>(inputs: &SsdInputs<B>, from: usize, to: usize) -> SsdInput
 }
 
 /// The recurrence token by token.
-fn by_steps<B: Backend>(
+fn by_steps<B: HybridEngine>(
     inputs: &SsdInputs<B>,
     mut state: Tensor<B, 4>,
 ) -> (Tensor<B, 4>, Tensor<B, 4>) {

@@ -8,8 +8,8 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 
 use burn::backend::{Flex, NdArray};
-use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Int, Tensor, TensorData};
+use burn_hybrid_ops::HybridEngine;
 use burn_nvfp4_models::checkpoint::hf::load_hf;
 use burn_nvfp4_models::config::{HybridConfig, Pattern};
 use burn_nvfp4_models::generate::{GenerateError, Generation, Sampling, SamplingError};
@@ -24,7 +24,7 @@ const LIMIT: f64 = 2e-5;
 const COMMITTED: usize = 46;
 
 /// Logits of `ids` that go through the cache in pieces of these lengths.
-fn in_pieces<B: Backend>(
+fn in_pieces<B: HybridEngine>(
     model: &HybridLm<B>,
     ids: &Tensor<B, 2, Int>,
     pieces: &[usize],
@@ -42,7 +42,7 @@ fn in_pieces<B: Backend>(
 type Found = Vec<(String, f64)>;
 
 /// `decode`: the prompt at once, then one token at a time.
-fn decode<B: Backend>(model: &HybridLm<B>, io: &Io, found: &mut Found) {
+fn decode<B: HybridEngine>(model: &HybridLm<B>, io: &Io, found: &mut Found) {
     let device = B::Device::default();
     let prompt = io.index("decode.prompt_len");
     let ids = io.ids::<B>("input_ids", &device).narrow(1, 0, prompt);
@@ -68,7 +68,7 @@ fn decode<B: Backend>(model: &HybridLm<B>, io: &Io, found: &mut Found) {
 }
 
 /// `split`: two calls, and what the cache holds between them.
-fn split<B: Backend>(model: &HybridLm<B>, io: &Io, found: &mut Found) {
+fn split<B: HybridEngine>(model: &HybridLm<B>, io: &Io, found: &mut Found) {
     let ids = io.ids::<B>("input_ids", &B::Device::default());
     let at = io.index("split.at");
     let rest = ids.dims()[1] - at;
@@ -105,7 +105,7 @@ fn split<B: Backend>(model: &HybridLm<B>, io: &Io, found: &mut Found) {
 }
 
 /// `masked`: a left-padded batch, at once and in pieces that cut through its padding.
-fn masked<B: Backend>(model: &HybridLm<B>, io: &Io, found: &mut Found) {
+fn masked<B: HybridEngine>(model: &HybridLm<B>, io: &Io, found: &mut Found) {
     let device = B::Device::default();
     let ids = io.ids::<B>("masked.input_ids", &device);
     let tokens = io.ids::<B>("masked.attention_mask", &device).bool();
@@ -153,7 +153,7 @@ fn rows(ids: &Numbers, len: usize) -> Vec<Vec<u32>> {
 }
 
 /// Compares the cache's part of all fixtures; says what was compared.
-fn check_all<B: Backend>() -> String {
+fn check_all<B: HybridEngine>() -> String {
     let (mut compared, mut lines) = (0, String::new());
     for dir in fixtures() {
         let io = Io::read(&dir);
@@ -188,7 +188,7 @@ fn check_all<B: Backend>() -> String {
     lines
 }
 
-fn load<B: Backend>(dir: &Path) -> HybridLm<B> {
+fn load<B: HybridEngine>(dir: &Path) -> HybridLm<B> {
     let (_, model) = load_hf::<B>(dir, &B::Device::default()).unwrap();
     model
 }
@@ -204,7 +204,7 @@ fn flex_decodes_splits_and_masks_as_every_fixture_says() {
 }
 
 /// The preset `tiny-1m` with other blocks, and random weights.
-fn tiny<B: Backend>(pattern: &str, device: &B::Device) -> HybridLm<B> {
+fn tiny<B: HybridEngine>(pattern: &str, device: &B::Device) -> HybridLm<B> {
     let mut config = HybridConfig::preset("tiny-1m", 48).unwrap();
     config.pattern = pattern.parse::<Pattern>().unwrap();
     config.init_std = 0.2;
@@ -219,7 +219,7 @@ fn some_ids(name: u32, len: usize) -> Vec<u32> {
         .collect()
 }
 
-fn tensor<B: Backend>(rows: &[Vec<u32>], device: &B::Device) -> Tensor<B, 2, Int> {
+fn tensor<B: HybridEngine>(rows: &[Vec<u32>], device: &B::Device) -> Tensor<B, 2, Int> {
     let ids: Vec<i64> = rows.iter().flatten().map(|&id| i64::from(id)).collect();
     Tensor::from_data(TensorData::new(ids, [rows.len(), rows[0].len()]), device)
 }

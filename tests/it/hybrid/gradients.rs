@@ -4,8 +4,8 @@
 use burn::backend::{Autodiff, NdArray};
 use burn::module::{Module, ModuleMapper, Param, ParamId};
 use burn::optim::GradientsParams;
-use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor, TensorData};
+use burn_hybrid_ops::HybridEngine;
 use burn_nvfp4_models::config::{Bias, HybridConfig};
 use burn_nvfp4_models::hybrid::HybridLm;
 use burn_nvfp4_models::nn::loss::cross_entropy;
@@ -22,7 +22,7 @@ struct Nudge {
     scale: f64,
 }
 
-impl<B: Backend> ModuleMapper<B> for Nudge {
+impl<B: HybridEngine> ModuleMapper<B> for Nudge {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
         if param.id != self.id {
             return param;
@@ -56,12 +56,12 @@ fn config() -> HybridConfig {
     }
 }
 
-fn ids<B: Backend>() -> Tensor<B, 2, Int> {
+fn ids<B: HybridEngine>() -> Tensor<B, 2, Int> {
     let ids: Vec<i64> = (0..22).map(|i| (i * i * 7 + 3) % 17).collect();
     Tensor::from_data(TensorData::new(ids, [2, 11]), &B::Device::default())
 }
 
-fn loss<B: Backend>(model: &HybridLm<B>) -> Tensor<B, 1> {
+fn loss<B: HybridEngine>(model: &HybridLm<B>) -> Tensor<B, 1> {
     let logits = model.forward(ids()).narrow(1, 0, 10).reshape([20, 17]);
     cross_entropy(logits, ids::<B>().narrow(1, 1, 10).reshape([20]))
 }

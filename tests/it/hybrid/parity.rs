@@ -13,8 +13,8 @@ use std::path::Path;
 use burn::backend::{Autodiff, Flex, NdArray};
 use burn::module::AutodiffModule;
 use burn::optim::GradientsParams;
-use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{DType, Int, Tensor};
+use burn_hybrid_ops::{HybridEngine, TrainingEngine};
 use burn_nvfp4_models::checkpoint::hf::{hf_key, is_transposed, load_hf, load_hf_config};
 use burn_nvfp4_models::hybrid::HybridLm;
 use burn_nvfp4_models::nn::loss::cross_entropy;
@@ -63,7 +63,7 @@ impl Report {
 }
 
 /// Mean cross-entropy of the next token, over all positions but the last.
-fn next_token_loss<B: Backend>(logits: Tensor<B, 3>, ids: Tensor<B, 2, Int>) -> Tensor<B, 1> {
+fn next_token_loss<B: HybridEngine>(logits: Tensor<B, 3>, ids: Tensor<B, 2, Int>) -> Tensor<B, 1> {
     let [batch, seq, vocab] = logits.dims();
     let n = batch * (seq - 1);
     let targets = ids.narrow(1, 1, seq - 1).reshape([n]);
@@ -71,7 +71,7 @@ fn next_token_loss<B: Backend>(logits: Tensor<B, 3>, ids: Tensor<B, 2, Int>) -> 
 }
 
 /// Compares everything that a full forward and backward pass can reproduce.
-fn check_fixture<B: AutodiffBackend>(dir: &Path) -> Report {
+fn check_fixture<B: TrainingEngine>(dir: &Path) -> Report {
     let device = B::Device::default();
     let (_, model) = load_hf::<B>(dir, &device).unwrap_or_else(|e| panic!("{e}"));
     let io = Io::read(dir);
@@ -119,11 +119,11 @@ fn check_fixture<B: AutodiffBackend>(dir: &Path) -> Report {
 }
 
 /// The gradient of every parameter by checkpoint key, in the layout of the checkpoint.
-fn gradients<B: AutodiffBackend>(
+fn gradients<B: TrainingEngine>(
     model: &HybridLm<B>,
     loss: &Tensor<B, 1>,
 ) -> BTreeMap<String, Numbers> {
-    fn get<B: AutodiffBackend, const D: usize>(
+    fn get<B: TrainingEngine, const D: usize>(
         grads: &GradientsParams,
         id: burn::module::ParamId,
     ) -> Option<Numbers> {
@@ -148,7 +148,7 @@ fn gradients<B: AutodiffBackend>(
 }
 
 /// The distributions that greedy decoding picked from, by one full pass over prompt and answer.
-fn decoded<B: AutodiffBackend>(model: &HybridLm<B::InnerBackend>, io: &Io) -> Numbers {
+fn decoded<B: TrainingEngine>(model: &HybridLm<B::InnerBackend>, io: &Io) -> Numbers {
     let device = B::Device::default();
     let prompt = io.index("decode.prompt_len");
     let ids = io
@@ -161,7 +161,7 @@ fn decoded<B: AutodiffBackend>(model: &HybridLm<B::InnerBackend>, io: &Io) -> Nu
 }
 
 /// Logits of a left-padded batch, zero at padding.
-fn padded<B: AutodiffBackend>(model: &HybridLm<B::InnerBackend>, io: &Io) -> Numbers {
+fn padded<B: TrainingEngine>(model: &HybridLm<B::InnerBackend>, io: &Io) -> Numbers {
     let device = B::Device::default();
     let ids = io.ids::<B::InnerBackend>("masked.input_ids", &device);
     let tokens = io
@@ -179,7 +179,7 @@ fn padded<B: AutodiffBackend>(model: &HybridLm<B::InnerBackend>, io: &Io) -> Num
 }
 
 /// What unmodified transformers computes, with its floor under dt.
-fn transformers_floor<B: AutodiffBackend>(dir: &Path, io: &Io) -> Numbers {
+fn transformers_floor<B: TrainingEngine>(dir: &Path, io: &Io) -> Numbers {
     let device = B::Device::default();
     let (config, model) = load_hf::<B::InnerBackend>(dir, &device).unwrap();
     let model = model.with_dt_limit(config.with_transformers_dt_floor().dt_limit);
@@ -187,7 +187,7 @@ fn transformers_floor<B: AutodiffBackend>(dir: &Path, io: &Io) -> Numbers {
 }
 
 /// Runs all fixtures; prints what was compared.
-fn check_all<B: AutodiffBackend>() -> Vec<String> {
+fn check_all<B: TrainingEngine>() -> Vec<String> {
     let mut lines = Vec::new();
     let mut failures = Vec::new();
     let mut compared = 0;

@@ -2,6 +2,7 @@
 
 use burn::backend::{Autodiff, NdArray};
 use burn::tensor::TensorData;
+use burn_hybrid_ops::TrainingEngine;
 use burn_nvfp4::Nvfp4;
 use burn_nvfp4::recipe::{Policy, presets};
 use burn_nvfp4_models::train::numerics::{Quantized, Unquantized};
@@ -10,7 +11,7 @@ use super::*;
 use crate::device::exclusive;
 
 /// Trains two steps, then puts a NaN into a parameter of the checkpoint and goes on.
-fn error_with_nan_in<B: AutodiffBackend>(
+fn error_with_nan_in<B: TrainingEngine>(
     parameter: &str,
     numerics: impl Fn() -> Box<dyn Numerics>,
 ) -> String {

@@ -1,6 +1,7 @@
 //! A resumed run continues to the same bits.
 
 use burn::backend::{Autodiff, NdArray};
+use burn_hybrid_ops::TrainingEngine;
 use burn_nvfp4::Nvfp4;
 use burn_nvfp4::recipe::{Policy, presets};
 use burn_nvfp4_models::train::log::{self, LogLine};
@@ -43,7 +44,7 @@ fn traces(directory: &RunDirectory) -> (RunCheckpoint, Vec<String>) {
 }
 
 /// Twelve steps at once against six, a new start of everything, and six more.
-fn check_resume<B: AutodiffBackend>(numerics: impl Fn() -> Box<dyn Numerics>) {
+fn check_resume<B: TrainingEngine>(numerics: impl Fn() -> Box<dyn Numerics>) {
     let _device = exclusive();
     let dir = tempfile::tempdir().unwrap();
     let tokens = tokens(dir.path());

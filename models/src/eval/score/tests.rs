@@ -1,6 +1,7 @@
 //! Scores against the definition: one row at a time, all logits, log-softmax in f64.
 
 use burn::backend::{Flex, NdArray};
+use burn_hybrid_ops::HybridEngine;
 
 use super::super::encode::{Encoded, Encoder};
 use super::super::question::{Choice, Item, Question};
@@ -11,7 +12,7 @@ use crate::data::Tokenizer;
 const WINDOW: usize = 2500;
 
 /// A random hybrid whose predictions differ from position to position.
-fn model<B: Backend>(device: &B::Device) -> HybridLm<B> {
+fn model<B: HybridEngine>(device: &B::Device) -> HybridLm<B> {
     let mut config = HybridConfig::preset("tiny-1m", 256).unwrap();
     config.pattern = "M*-M".parse().unwrap();
     (config.d_model, config.d_ffn) = (32, 64);
@@ -40,7 +41,7 @@ fn choice(context: &str, answers: &[&str]) -> Vec<Row> {
 }
 
 /// The definition.
-fn reference<B: Backend>(model: &HybridLm<B>, row: &Row, device: &B::Device) -> Score {
+fn reference<B: HybridEngine>(model: &HybridLm<B>, row: &Row, device: &B::Device) -> Score {
     let ids: Vec<i64> = row.input().iter().map(|&id| i64::from(id)).collect();
     let ids = TensorData::new(ids, [1, row.input().len()]);
     let logits = model.forward(Tensor::from_data(ids, device));
@@ -61,7 +62,7 @@ fn reference<B: Backend>(model: &HybridLm<B>, row: &Row, device: &B::Device) -> 
 }
 
 /// Checks that batches of these sizes, on one to three threads, give what the definition gives.
-fn check<B: Backend>(rows: &[Row], batch_tokens: &[usize]) {
+fn check<B: HybridEngine>(rows: &[Row], batch_tokens: &[usize]) {
     let device = B::Device::default();
     let model = model::<B>(&device);
     let rows: Vec<&Row> = rows.iter().collect();

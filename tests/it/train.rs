@@ -5,6 +5,7 @@
 
 mod accumulation;
 mod clipping;
+mod mixed;
 mod non_finite;
 mod overfit;
 mod resume;

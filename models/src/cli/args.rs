@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use burn_nvfp4::recipe::{RecipeError, presets};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use burn_nvfp4_models::train::config::{BackendName, ModelSource, TrainConfig};
+use burn_nvfp4_models::train::config::{Activations, BackendName, ModelSource, TrainConfig};
 
 /// Trains hybrid Mamba-Transformer models in NVFP4, lets them write, and serves their weights in
 /// 4 bits.
@@ -312,6 +312,9 @@ pub(crate) struct TrainArgs {
     /// What runs the tensors.
     #[arg(long, value_enum)]
     pub(crate) backend: Option<BackendName>,
+    /// Dtype of the activations; parameters stay f32.
+    #[arg(long, value_enum)]
+    pub(crate) activations: Option<Activations>,
     /// Which GPU, counted from 0; CPU backends have none.
     #[arg(long, value_name = "INDEX", default_value_t = 0)]
     pub(crate) device: usize,
@@ -385,6 +388,7 @@ impl TrainArgs {
         }
         set(&mut config.precision.policy, &self.policy);
         set(&mut config.precision.backend, &self.backend);
+        set(&mut config.precision.activations, &self.activations);
         set(&mut config.steps, &self.steps);
         set(&mut config.batch.sequences, &self.batch_size);
         set(&mut config.batch.length, &self.seq_len);

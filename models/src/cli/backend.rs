@@ -6,8 +6,8 @@ mod cuda;
 mod kernel_cache;
 
 use burn::backend::{Flex, NdArray};
-use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
+use burn::tensor::{DType, Tensor};
 use burn_hybrid_ops::HybridEngine;
 use burn_nvfp4::Nvfp4Engine;
 
@@ -90,6 +90,27 @@ pub(super) fn dispatch(
         #[cfg(not(feature = "cuda"))]
         BackendName::Cuda => unreachable!("refused by `check`"),
     }
+}
+
+/// Refuses a dtype in which the device does not compute.
+///
+/// # Errors
+/// [`Failure::Usage`] that names backend and dtype.
+pub(super) fn check_dtype<B: Backend>(
+    device: &B::Device,
+    backend: BackendName,
+    dtype: DType,
+) -> Result<(), Failure> {
+    if B::supports_dtype(device, dtype) {
+        return Ok(());
+    }
+    let name = format!("{backend:?}").to_lowercase();
+    let dtype = format!("{dtype:?}").to_lowercase();
+    Err(Failure::Usage(format!(
+        "--backend {name}: {} does not compute in {dtype}; take f32, or another backend (flex and \
+         cuda have bf16)",
+        B::name(device)
+    )))
 }
 
 fn run<E: Nvfp4Engine + HybridEngine>(

@@ -23,7 +23,7 @@ use burn_nvfp4_models::eval::results::{
 };
 use burn_nvfp4_models::eval::tasks::{Amount, TASKS, Task};
 use burn_nvfp4_models::hybrid::HybridLm;
-use burn_nvfp4_models::train::config::{BackendName, PrecisionConfig};
+use burn_nvfp4_models::train::config::{Activations, BackendName, PrecisionConfig};
 
 use super::args::{EvalArgs, EvalCommand};
 use super::backend::OnBackend;
@@ -292,6 +292,7 @@ fn policy(arguments: &EvalArgs, config: &HybridConfig) -> Result<Option<Policy>,
         backend: arguments.backend,
         recipe: presets::by_name(name).map_err(Failure::usage)?.recipe,
         policy: arguments.policy.clone(),
+        activations: Activations::F32,
         high_precision_forward_from: None,
         overrides: Vec::new(),
     };

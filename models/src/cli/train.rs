@@ -20,6 +20,7 @@ use burn_nvfp4_models::checkpoint::run::RunDirectory;
 use burn_nvfp4_models::data::{Floors, Split, TrainBatches, ValidationBatches};
 use burn_nvfp4_models::generate::{Generation, Sampling};
 use burn_nvfp4_models::hybrid::HybridLm;
+use burn_nvfp4_models::train::config::PrecisionConfig;
 use burn_nvfp4_models::train::fit::{Batches, Display, Trainee, fit};
 use burn_nvfp4_models::train::log::{self, FinalLine, LogLine, RunLog};
 use burn_nvfp4_models::train::numerics::{Numerics, Quantized};
@@ -46,6 +47,12 @@ impl OnBackend for Prepared {
     fn run<E: Nvfp4Engine + HybridEngine>(self, device: E::Device) -> Result<Success, Failure> {
         let policy = self.config.precision.policy(&self.model);
         let policy = policy.map_err(Failure::usage)?;
+        let PrecisionConfig {
+            backend,
+            activations,
+            ..
+        } = self.config.precision;
+        backend::check_dtype::<E>(&device, backend, activations.dtype())?;
         let (seed, support) = (self.config.seed, E::support(&device));
         let numerics = Quantized::<Nvfp4<Autodiff<E>>>::new(device.clone(), policy, seed);
         let numerics = Box::new(numerics.map_err(Failure::usage)?);
@@ -71,6 +78,7 @@ impl Prepared {
             .model
             .try_init(device, self.config.seed)
             .map_err(Failure::usage)?;
+        let model = model.with_activations(self.config.precision.activations.dtype());
         let mut trainee = Trainee::new(model, &self.config.optimizer);
         let log = match &self.resume {
             None => {

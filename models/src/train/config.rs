@@ -5,6 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
+use burn::tensor::DType;
 use burn_nvfp4::recipe::{Override, PRESETS, Policy, Recipe, RecipeError};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -123,6 +124,9 @@ pub struct PrecisionConfig {
     pub recipe: Recipe,
     /// Which layers are quantized, by name.
     pub policy: String,
+    /// Dtype of the activations and of the inputs of GEMMs; absent: f32.
+    #[serde(default, skip_serializing_if = "Activations::are_f32")]
+    pub activations: Activations,
     /// From this share of the run on, the forward GEMMs run in high precision; absent: never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub high_precision_forward_from: Option<f64>,
@@ -153,6 +157,32 @@ impl PrecisionConfig {
         let policy = Policy::new(spec)?;
         policy.check_layers(&model.linear_names())?;
         Ok(policy)
+    }
+}
+
+/// Dtype of the activations. Parameters, their gradients and the optimizer's states are f32, and so
+/// is what happens inside of norms, the scan, softmax and the loss.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum Activations {
+    /// As the parameters.
+    #[default]
+    F32,
+    /// Half the memory, and the tensor cores of GPUs.
+    Bf16,
+}
+
+impl Activations {
+    /// The dtype.
+    pub const fn dtype(self) -> DType {
+        match self {
+            Self::F32 => DType::F32,
+            Self::Bf16 => DType::BF16,
+        }
+    }
+
+    fn are_f32(&self) -> bool {
+        *self == Self::F32
     }
 }
 

@@ -7,7 +7,7 @@
 //! 1 M parameters: `tiny-1m` without and with its attention block.
 
 use burn::backend::{Flex, NdArray};
-use burn::tensor::backend::Backend;
+use burn_hybrid_ops::HybridEngine;
 use burn_nvfp4_models::config::HybridConfig;
 use burn_nvfp4_models::generate::{Generation, Sampling};
 use divan::Bencher;
@@ -16,17 +16,17 @@ const SAMPLES: u32 = 100;
 const POSITIONS: [usize; 2] = [100, 10_000];
 
 #[divan::bench(types = [NdArray, Flex], args = POSITIONS, sample_count = SAMPLES, sample_size = 1)]
-fn mamba_only<B: Backend>(bencher: Bencher<'_, '_>, position: usize) {
+fn mamba_only<B: HybridEngine>(bencher: Bencher<'_, '_>, position: usize) {
     next_token::<B>(bencher, "M-M-M-M-", position);
 }
 
 #[divan::bench(types = [NdArray, Flex], args = POSITIONS, sample_count = SAMPLES, sample_size = 1)]
-fn hybrid<B: Backend>(bencher: Bencher<'_, '_>, position: usize) {
+fn hybrid<B: HybridEngine>(bencher: Bencher<'_, '_>, position: usize) {
     next_token::<B>(bencher, "M-M-M*-M-", position);
 }
 
 /// Reads a prompt of `position` tokens, then measures one token after the other.
-fn next_token<B: Backend>(bencher: Bencher<'_, '_>, pattern: &str, position: usize) {
+fn next_token<B: HybridEngine>(bencher: Bencher<'_, '_>, pattern: &str, position: usize) {
     let device = B::Device::default();
     let mut config = HybridConfig::preset("tiny-1m", 256).expect("a preset");
     config.pattern = pattern.parse().expect("letters of blocks");

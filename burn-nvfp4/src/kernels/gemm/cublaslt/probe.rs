@@ -50,6 +50,7 @@ const LIBRARY_SYMBOLS: [&str; 12] = [
     "cublasLtMatmulDescDestroy",
     "cublasLtMatmulDescSetAttribute",
     "cublasLtMatrixLayoutCreate",
+    "cublasLtMatrixLayoutSetAttribute",
     "cublasLtMatrixLayoutDestroy",
     "cublasLtMatmulPreferenceCreate",
     "cublasLtMatmulPreferenceDestroy",

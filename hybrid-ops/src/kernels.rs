@@ -5,7 +5,12 @@
 //! rounded once.
 
 mod elementwise;
+mod view;
+mod sums;
+mod gate;
 mod squared_relu;
+pub mod conv_silu;
+pub mod step_size;
 
 use burn_backend::DType;
 use burn_cubecl::CubeRuntime;

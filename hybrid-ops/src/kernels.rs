@@ -15,6 +15,8 @@ mod norm;
 mod rms_norm;
 pub mod gated_group_norm;
 mod cross_entropy;
+pub mod adamw;
+pub mod sum_of_squares;
 
 use burn_backend::DType;
 use burn_cubecl::CubeRuntime;

@@ -5,8 +5,19 @@
 //! rounded once.
 
 mod elementwise;
+mod view;
+mod sums;
+mod gate;
 mod squared_relu;
 pub mod ssd;
+pub mod conv_silu;
+pub mod step_size;
+mod norm;
+mod rms_norm;
+pub mod gated_group_norm;
+mod cross_entropy;
+pub mod adamw;
+pub mod sum_of_squares;
 
 use burn_backend::DType;
 use burn_cubecl::CubeRuntime;
@@ -19,13 +30,15 @@ use crate::op::{Like, Op, Pass};
 /// Tensors without elements have none: some devices cannot launch or bind nothing.
 pub(crate) fn supports<R: CubeRuntime>(op: &Op, inputs: &[Like], device: &R::Device) -> bool {
     let client = R::client(device);
-    let can_load = |(shape, dtype): &Like| {
+    let is_known = |dtype: &DType| {
         let known = matches!(dtype, DType::F32 | DType::BF16 | DType::F16);
-        known && shape.num_elements() > 0 && burn_nvfp4::kernels::stores::<R>(&client, *dtype)
+        known && burn_nvfp4::kernels::stores::<R>(&client, *dtype)
     };
+    let can_load = |(shape, dtype): &Like| shape.num_elements() > 0 && is_known(dtype);
     inputs.iter().all(can_load)
         && match op {
-            Op::SquaredRelu => true,
+            Op::SquaredRelu | Op::CrossEntropy => true,
+            Op::RmsNorm { output, .. } => is_known(output),
         }
 }
 
@@ -37,11 +50,19 @@ pub(crate) fn launch<R: CubeRuntime>(
     op: &Op,
     pass: Pass,
     inputs: Vec<CubeTensor<R>>,
-    _ints: Vec<CubeTensor<R>>,
+    ints: Vec<CubeTensor<R>>,
 ) -> Vec<CubeTensor<R>> {
     match (op, pass) {
         (Op::SquaredRelu, Pass::Forward) => squared_relu::forward(exactly(op, inputs)),
         (Op::SquaredRelu, Pass::Backward) => squared_relu::backward(exactly(op, inputs)),
+        (Op::RmsNorm { eps, output }, Pass::Forward) => {
+            rms_norm::forward(exactly(op, inputs), *eps, *output)
+        }
+        (Op::RmsNorm { eps, .. }, Pass::Backward) => rms_norm::backward(exactly(op, inputs), *eps),
+        (Op::CrossEntropy, Pass::Forward) => {
+            cross_entropy::forward(exactly(op, inputs), exactly(op, ints))
+        }
+        (Op::CrossEntropy, Pass::Backward) => cross_entropy::backward(exactly(op, inputs)),
     }
 }
 

@@ -15,6 +15,15 @@ pub type Like = (Shape, DType);
 pub enum Op {
     /// [`crate::ops::squared_relu`].
     SquaredRelu,
+    /// [`crate::ops::rms_norm`]: `[x, weight]`.
+    RmsNorm {
+        /// Added to the mean square.
+        eps: f64,
+        /// The dtype of the result.
+        output: DType,
+    },
+    /// [`crate::ops::cross_entropy`]: `[logits]`, and the targets as integers.
+    CrossEntropy,
 }
 
 /// Which way an operation runs.
@@ -33,6 +42,10 @@ impl Op {
         match (self, pass) {
             (Self::SquaredRelu, Pass::Forward) => "hybrid::squared_relu",
             (Self::SquaredRelu, Pass::Backward) => "hybrid::squared_relu_backward",
+            (Self::RmsNorm { .. }, Pass::Forward) => "hybrid::rms_norm",
+            (Self::RmsNorm { .. }, Pass::Backward) => "hybrid::rms_norm_backward",
+            (Self::CrossEntropy, Pass::Forward) => "hybrid::cross_entropy",
+            (Self::CrossEntropy, Pass::Backward) => "hybrid::cross_entropy_backward",
         }
     }
 
@@ -40,6 +53,9 @@ impl Op {
     pub const fn keeps(&self, input: usize) -> bool {
         match self {
             Self::SquaredRelu => input == 0,
+            Self::RmsNorm { .. } => input < 2,
+            // The gradient of the logits is made in forward, perhaps in their own memory.
+            Self::CrossEntropy => false,
         }
     }
 
@@ -48,6 +64,19 @@ impl Op {
     pub fn outputs(&self, pass: Pass, inputs: &[Like]) -> Vec<Like> {
         match (self, pass) {
             (Self::SquaredRelu, Pass::Forward | Pass::Backward) => vec![inputs[0].clone()],
+            (Self::RmsNorm { output, .. }, Pass::Forward) => {
+                let (shape, _) = &inputs[0];
+                let rows = shape.num_elements() / shape[shape.num_dims() - 1];
+                vec![
+                    (shape.clone(), *output),
+                    (Shape::new([rows, 1]), DType::F32),
+                ]
+            }
+            (Self::RmsNorm { .. }, Pass::Backward) => inputs[..2].to_vec(),
+            (Self::CrossEntropy, Pass::Forward) => {
+                vec![(Shape::new([1]), DType::F32), inputs[0].clone()]
+            }
+            (Self::CrossEntropy, Pass::Backward) => vec![inputs[0].clone()],
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The operations, as functions on Burn tensors: the result by a kernel, or `None` where the
 //! backend has none for the tensors at hand.
 
-use burn::tensor::{Tensor, TensorPrimitive};
+use burn::tensor::{DType, Int, Tensor, TensorPrimitive};
 use burn_backend::tensor::{FloatTensor, IntTensor};
 use burn_backend::{Backend, TensorMetadata};
 
@@ -11,6 +11,42 @@ use crate::op::{Like, Op};
 /// `max(x, 0)^2` in the dtype of `x`, the activation of the hybrid's MLP.
 pub fn squared_relu<B: HybridEngine, const D: usize>(x: &Tensor<B, D>) -> Option<Tensor<B, D>> {
     run(Op::SquaredRelu, vec![float(x)], vec![])
+}
+
+/// `x / sqrt(mean(x^2) + eps) * weight` over the last axis, computed in f32 and rounded once to
+/// `output`; `weight` has as many elements as that axis.
+pub fn rms_norm<B: HybridEngine, const D: usize>(
+    x: &Tensor<B, D>,
+    weight: &Tensor<B, 1>,
+    eps: f64,
+    output: DType,
+) -> Option<Tensor<B, D>> {
+    let op = Op::RmsNorm { eps, output };
+    run(op, vec![float(x), float(weight)], vec![])
+}
+
+/// The mean cross-entropy of `targets` (`[n]`) under `logits` (`[n, vocab]`), f32 `[1]`.
+///
+/// The gradient is made at once, over the logits themselves if nobody else holds them, so none of
+/// their values may be needed afterwards.
+///
+/// # Errors
+/// The logits, where there is no kernel for them.
+pub fn cross_entropy<B: HybridEngine>(
+    logits: Tensor<B, 2>,
+    targets: Tensor<B, 1, Int>,
+) -> Result<Tensor<B, 1>, Tensor<B, 2>> {
+    let like = (logits.shape(), logits.dtype());
+    if !B::has_kernel(&Op::CrossEntropy, &[like], &logits.device()) {
+        return Err(logits);
+    }
+    let logits = logits.into_primitive().tensor();
+    let loss = B::apply(
+        Op::CrossEntropy,
+        vec![logits],
+        vec![targets.into_primitive()],
+    );
+    Ok(Tensor::from_primitive(TensorPrimitive::Float(loss)))
 }
 
 /// The result of `op` by a kernel, if there is one.

@@ -19,20 +19,18 @@ pub(super) fn empty<R: CubeRuntime>(
 
 /// The longest vector of at most 16 bytes that divides `len` and suits where each tensor starts.
 pub(super) fn vector_width<R: CubeRuntime>(len: usize, tensors: &[&CubeTensor<R>]) -> usize {
-    let fits = |width: usize| {
-        let aligned = |tensor: &&CubeTensor<R>| {
-            let bytes = (width * tensor.dtype.size()) as u64;
-            bytes <= 16
-                && tensor
-                    .handle
-                    .offset_start
-                    .unwrap_or(0)
-                    .is_multiple_of(bytes)
-        };
-        len.is_multiple_of(width) && tensors.iter().all(aligned)
+    let width = |tensor: &&CubeTensor<R>| {
+        let size = tensor.dtype.size();
+        let offset = tensor.handle.offset_start.unwrap_or(0);
+        let mut widths = tensor.client.io_optimized_vector_sizes(size);
+        widths
+            .find(|width| {
+                len.is_multiple_of(*width) && offset.is_multiple_of((width * size) as u64)
+            })
+            .unwrap_or(1)
     };
-    // Four is the most that all backends take.
-    [4, 2].into_iter().find(|width| fits(*width)).unwrap_or(1)
+    // All are powers of two, so the least one suits every tensor.
+    tensors.iter().map(width).min().unwrap_or(1)
 }
 
 /// A grid with one unit for each of `units` pieces of work, and a few more.
@@ -40,4 +38,20 @@ pub(super) fn grid<R: CubeRuntime>(like: &CubeTensor<R>, units: usize) -> (CubeC
     let dim = CubeDim::new(&like.client, units);
     let count = calculate_cube_count_elemwise(&like.client, units, dim);
     (count, dim)
+}
+
+/// A tensor that a kernel replaces: the result, in the memory of the tensor if nobody else holds
+/// it, and the arguments to read the tensor and to write the result. `position` is that of the
+/// tensor among the buffers of the kernel.
+pub(super) fn in_place<R: CubeRuntime>(
+    tensor: CubeTensor<R>,
+    position: usize,
+) -> (CubeTensor<R>, ArrayArg<R>, ArrayArg<R>) {
+    if tensor.can_mut() {
+        let output = tensor.as_tensor_alias(position).into_array_arg();
+        return (tensor.clone(), tensor.into_array_arg(), output);
+    }
+    let result = empty(&tensor, tensor.meta.shape().clone(), tensor.dtype);
+    let output = result.clone().into_array_arg();
+    (result, tensor.into_array_arg(), output)
 }

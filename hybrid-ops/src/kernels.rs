@@ -1,13 +1,13 @@
 //! The operations as CubeCL kernels: one source for CUDA, Vulkan, Metal and WGSL.
 //!
 //! One file per operation, on tensors of CubeCL backends; the composition that a kernel has to agree
-//! with is the model's. Sums are f32 whatever the tensors hold, and every result is
-//! rounded once.
+//! with is the model's. Sums are f32 whatever the tensors hold, and every result is rounded once.
 
 mod elementwise;
 mod view;
 mod sums;
 mod gate;
+mod attention;
 mod squared_relu;
 pub mod ssd;
 pub mod conv_silu;
@@ -18,10 +18,14 @@ pub mod gated_group_norm;
 mod cross_entropy;
 pub mod adamw;
 pub mod sum_of_squares;
+mod mamba2_mixer;
+mod outputs;
 
 use burn_backend::DType;
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::tensor::CubeTensor;
+
+pub(crate) use outputs::outputs;
 
 use crate::op::{Like, Op, Pass};
 
@@ -37,8 +41,9 @@ pub(crate) fn supports<R: CubeRuntime>(op: &Op, inputs: &[Like], device: &R::Dev
     let can_load = |(shape, dtype): &Like| shape.num_elements() > 0 && is_known(dtype);
     inputs.iter().all(can_load)
         && match op {
-            Op::SquaredRelu | Op::CrossEntropy => true,
+            Op::SquaredRelu | Op::CrossEntropy | Op::CausalAttention(_) => true,
             Op::RmsNorm { output, .. } => is_known(output),
+            Op::Mamba2Mixer(shape) => mamba2_mixer::takes(*shape, inputs),
         }
 }
 
@@ -63,6 +68,14 @@ pub(crate) fn launch<R: CubeRuntime>(
             cross_entropy::forward(exactly(op, inputs), exactly(op, ints))
         }
         (Op::CrossEntropy, Pass::Backward) => cross_entropy::backward(exactly(op, inputs)),
+        (Op::CausalAttention(shape), Pass::Forward) => {
+            attention::forward(exactly(op, inputs), *shape)
+        }
+        (Op::CausalAttention(shape), Pass::Backward) => {
+            attention::backward(exactly(op, inputs), *shape)
+        }
+        (Op::Mamba2Mixer(shape), Pass::Forward) => mamba2_mixer::forward(inputs, *shape),
+        (Op::Mamba2Mixer(shape), Pass::Backward) => mamba2_mixer::backward(inputs, *shape),
     }
 }
 

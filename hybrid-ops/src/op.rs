@@ -3,12 +3,61 @@
 //! An operation takes float tensors, and perhaps integer ones, and makes one differentiable result
 //! and perhaps further tensors that its backward needs. A backend that records operations (fusion)
 //! and an autodiff node can both work from this alone; only [`crate::kernels`] knows how to
-//! compute. Each variant is described where its function is, in [`crate::ops`].
+//! compute, and what else it makes. Each variant is described where its function is, in [`crate::ops`].
 
 use burn_backend::{DType, Shape};
 
 /// Shape and dtype of a tensor.
 pub type Like = (Shape, DType);
+
+/// Widths of an attention layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AttentionShape {
+    /// Query heads.
+    pub n_heads: usize,
+    /// Heads of keys and values; divides `n_heads`.
+    pub n_kv_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+}
+
+/// Widths of a Mamba-2 mixer, and what its formulas take.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct MixerShape {
+    /// Heads of the scan.
+    pub n_heads: usize,
+    /// Channels of a head.
+    pub head_dim: usize,
+    /// Groups of heads that share B and C, and of channels that are normalised together.
+    pub n_groups: usize,
+    /// States of a channel.
+    pub d_state: usize,
+    /// Tokens of a chunk at most; results depend on it by rounding only.
+    pub chunk_len: usize,
+    /// Smallest step size; 0: none.
+    pub dt_min: f64,
+    /// Largest step size.
+    pub dt_max: Option<f64>,
+    /// Added to mean squares.
+    pub norm_eps: f64,
+}
+
+impl MixerShape {
+    /// Channels of x and z.
+    pub const fn d_inner(&self) -> usize {
+        self.n_heads * self.head_dim
+    }
+
+    /// Channels of x, B and C, which go through the convolution.
+    pub const fn conv_dim(&self) -> usize {
+        self.d_inner() + 2 * self.n_groups * self.d_state
+    }
+
+    /// Channels of z, x, B, C and dt.
+    pub const fn projected(&self) -> usize {
+        self.d_inner() + self.conv_dim() + self.n_heads
+    }
+}
 
 /// An operation with a kernel and a backward kernel.
 #[derive(Clone, Debug, PartialEq)]
@@ -24,6 +73,11 @@ pub enum Op {
     },
     /// [`crate::ops::cross_entropy`]: `[logits]`, and the targets as integers.
     CrossEntropy,
+    /// [`crate::ops::causal_attention`]: `[q, k, v]`.
+    CausalAttention(AttentionShape),
+    /// [`crate::ops::mamba2_mixer`]: `[projected, conv weight, dt_bias, a_log, d_skip, norm weight]`
+    /// and, if there is one, the bias of the convolution.
+    Mamba2Mixer(MixerShape),
 }
 
 /// Which way an operation runs.
@@ -46,6 +100,10 @@ impl Op {
             (Self::RmsNorm { .. }, Pass::Backward) => "hybrid::rms_norm_backward",
             (Self::CrossEntropy, Pass::Forward) => "hybrid::cross_entropy",
             (Self::CrossEntropy, Pass::Backward) => "hybrid::cross_entropy_backward",
+            (Self::CausalAttention(_), Pass::Forward) => "hybrid::causal_attention",
+            (Self::CausalAttention(_), Pass::Backward) => "hybrid::causal_attention_backward",
+            (Self::Mamba2Mixer(_), Pass::Forward) => "hybrid::mamba2_mixer",
+            (Self::Mamba2Mixer(_), Pass::Backward) => "hybrid::mamba2_mixer_backward",
         }
     }
 
@@ -56,27 +114,8 @@ impl Op {
             Self::RmsNorm { .. } => input < 2,
             // The gradient of the logits is made in forward, perhaps in their own memory.
             Self::CrossEntropy => false,
-        }
-    }
-
-    /// What comes out of a pass over float inputs like these, which are taken to be valid: kernels
-    /// check them.
-    pub fn outputs(&self, pass: Pass, inputs: &[Like]) -> Vec<Like> {
-        match (self, pass) {
-            (Self::SquaredRelu, Pass::Forward | Pass::Backward) => vec![inputs[0].clone()],
-            (Self::RmsNorm { output, .. }, Pass::Forward) => {
-                let (shape, _) = &inputs[0];
-                let rows = shape.num_elements() / shape[shape.num_dims() - 1];
-                vec![
-                    (shape.clone(), *output),
-                    (Shape::new([rows, 1]), DType::F32),
-                ]
-            }
-            (Self::RmsNorm { .. }, Pass::Backward) => inputs[..2].to_vec(),
-            (Self::CrossEntropy, Pass::Forward) => {
-                vec![(Shape::new([1]), DType::F32), inputs[0].clone()]
-            }
-            (Self::CrossEntropy, Pass::Backward) => vec![inputs[0].clone()],
+            Self::CausalAttention(_) => input < 3,
+            Self::Mamba2Mixer(_) => true,
         }
     }
 }

@@ -6,7 +6,7 @@ use burn_backend::tensor::{FloatTensor, IntTensor};
 use burn_backend::{Backend, TensorMetadata};
 
 use crate::engine::HybridEngine;
-use crate::op::{Like, Op};
+use crate::op::{AttentionShape, Like, MixerShape, Op};
 
 /// `max(x, 0)^2` in the dtype of `x`, the activation of the hybrid's MLP.
 pub fn squared_relu<B: HybridEngine, const D: usize>(x: &Tensor<B, D>) -> Option<Tensor<B, D>> {
@@ -47,6 +47,65 @@ pub fn cross_entropy<B: HybridEngine>(
         vec![targets.into_primitive()],
     );
     Ok(Tensor::from_primitive(TensorPrimitive::Float(loss)))
+}
+
+/// Causal grouped-query attention of tokens to themselves and those before them, without positions:
+/// `softmax(q k^T / sqrt(head_dim)) v`.
+///
+/// # Shapes
+/// `q`, result: `[batch, seq, n_heads * head_dim]`; `k`, `v`: `[batch, seq, n_kv_heads * head_dim]`.
+pub fn causal_attention<B: HybridEngine>(
+    q: &Tensor<B, 3>,
+    k: &Tensor<B, 3>,
+    v: &Tensor<B, 3>,
+    shape: AttentionShape,
+) -> Option<Tensor<B, 3>> {
+    let op = Op::CausalAttention(shape);
+    run(op, vec![float(q), float(k), float(v)], vec![])
+}
+
+/// The parameters of a Mamba-2 mixer between its projections, all f32.
+#[derive(Debug)]
+pub struct MixerParams<B: Backend> {
+    /// `[conv_dim, 1, taps]`.
+    pub conv_weight: Tensor<B, 3>,
+    /// `[conv_dim]`.
+    pub conv_bias: Option<Tensor<B, 1>>,
+    /// `[n_heads]`.
+    pub dt_bias: Tensor<B, 1>,
+    /// `[n_heads]`: `A = -exp(a_log)`.
+    pub a_log: Tensor<B, 1>,
+    /// `[n_heads]`.
+    pub d_skip: Tensor<B, 1>,
+    /// `[d_inner]`.
+    pub norm_weight: Tensor<B, 1>,
+}
+
+/// What stands between the projections of a Mamba-2 mixer, for sequences that begin here:
+/// convolution and silu of x, B and C, step size, scan from states of zero, gate and group norm.
+///
+/// # Shapes
+/// `projected`: `[batch, seq, d_inner + conv_dim + n_heads]`, the channels of z, x, B, C and dt;
+/// result: `[batch, seq, d_inner]` in its dtype.
+pub fn mamba2_mixer<B: HybridEngine>(
+    projected: &Tensor<B, 3>,
+    params: &MixerParams<B>,
+    shape: MixerShape,
+) -> Option<Tensor<B, 3>> {
+    let inputs = [
+        float(projected),
+        float(&params.conv_weight),
+        float(&params.dt_bias),
+        float(&params.a_log),
+        float(&params.d_skip),
+        float(&params.norm_weight),
+    ];
+    let bias = params.conv_bias.as_ref().map(float);
+    run(
+        Op::Mamba2Mixer(shape),
+        inputs.into_iter().chain(bias).collect(),
+        vec![],
+    )
 }
 
 /// The result of `op` by a kernel, if there is one.

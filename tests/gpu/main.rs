@@ -19,6 +19,7 @@ mod kernels;
 mod scaled_mma;
 mod epilogue;
 mod linear;
+mod ops;
 mod hybrid;
 mod ssd;
 mod serving;

@@ -66,7 +66,12 @@ impl Case {
         Self {
             xbc: rounded(noise(tokens * shape.columns(), 1), dtype),
             // Some tokens do nothing: dt is exactly 0.
-            dt: f32_rounded(steps.map(|v| v.max(-0.9) + 0.9).map(|v| v * largest_dt / 1.9).collect()),
+            dt: f32_rounded(
+                steps
+                    .map(|v| v.max(-0.9) + 0.9)
+                    .map(|v| v * largest_dt / 1.9)
+                    .collect(),
+            ),
             a_log: f32_rounded(rates.map(|v| (8.5 + 7.5 * v).ln()).collect()),
             d_skip: f32_rounded(noise(shape.heads, 4)),
             dy: rounded(noise(tokens * shape.channels(), 5), dtype),
@@ -86,7 +91,8 @@ impl Case {
         let states = (columns - channels) / 2;
         let part = |from: usize, len: usize| {
             let rows = dxbc.chunks(columns);
-            rows.flat_map(|row| row[from..from + len].to_vec()).collect()
+            rows.flat_map(|row| row[from..from + len].to_vec())
+                .collect()
         };
         let [ddt, da_log, dd_skip] = others;
         let named = vec![
@@ -181,9 +187,15 @@ impl Case {
 
 fn values(tensor: &burn_nvfp4::kernels::CubeTensor<Runtime>) -> Vec<f64> {
     match tensor.dtype {
-        DType::BF16 => download::<bf16>(tensor).iter().map(|v| v.to_f64()).collect(),
+        DType::BF16 => download::<bf16>(tensor)
+            .iter()
+            .map(|v| v.to_f64())
+            .collect(),
         DType::F16 => download::<f16>(tensor).iter().map(|v| v.to_f64()).collect(),
-        _ => download::<f32>(tensor).iter().map(|v| f64::from(*v)).collect(),
+        _ => download::<f32>(tensor)
+            .iter()
+            .map(|v| f64::from(*v))
+            .collect(),
     }
 }
 

@@ -52,6 +52,7 @@ impl<B: HybridEngine, C: CheckpointStrategy> HybridEngine for Autodiff<B, C> {
             4 => node::<B, C, 4>(op, inputs, ints),
             5 => node::<B, C, 5>(op, inputs, ints),
             6 => node::<B, C, 6>(op, inputs, ints),
+            7 => node::<B, C, 7>(op, inputs, ints),
             count => unreachable!("no operation has {count} float inputs"),
         }
     }

@@ -30,7 +30,7 @@ where
         inputs: Vec<FloatTensor<Self>>,
         ints: Vec<IntTensor<Self>>,
     ) -> Vec<FloatTensor<Self>> {
-        let outputs = op.outputs(pass, &likes(&inputs));
+        let outputs = kernels::outputs(op, pass, &likes(&inputs));
         let floats = inputs.len();
         let op = op.clone();
         // On CubeCL backends float and integer tensors are one type, so they travel together.

@@ -55,3 +55,12 @@ pub(super) fn in_place<R: CubeRuntime>(
     let output = result.clone().into_array_arg();
     (result, tensor.into_array_arg(), output)
 }
+
+/// At least `count` cubes, in a grid that every device takes; cubes beyond them return.
+pub(super) fn cubes(count: usize) -> CubeCount {
+    /// Most cubes along one axis of a grid that WebGPU promises.
+    const MOST: usize = 65_535;
+    let x = count.clamp(1, MOST);
+    let grid = [x, count.div_ceil(x)].map(|axis| u32::try_from(axis).unwrap_or(u32::MAX));
+    CubeCount::new_2d(grid[0], grid[1])
+}

@@ -74,9 +74,9 @@ impl<B: HybridEngine> Block<B> {
     ) -> Tensor<B, 3> {
         let x = self.norm.forward(h.clone(), pass.dtype());
         let y = pass.within("mixer", |pass| match (&self.mixer, memory) {
-            (Mixer::Mamba(mamba), None) => mamba.forward(x, None, pass).0,
+            (Mixer::Mamba(mamba), None) => mamba.forward(x, pass),
             (Mixer::Mamba(mamba), Some(Memory::Mamba(state))) => {
-                let (y, next) = mamba.forward(x, state.take(), pass);
+                let (y, next) = mamba.extend(x, state.take(), pass);
                 *state = Some(next);
                 y
             }

@@ -8,6 +8,8 @@
 use burn::module::Module;
 use burn::tensor::backend::Backend;
 use burn::tensor::{Bool, Int, Tensor};
+use burn_hybrid_ops::op::AttentionShape;
+use burn_hybrid_ops::{HybridEngine, ops};
 
 use super::activation::softmax;
 use super::kv_cache::KvCache;
@@ -51,7 +53,9 @@ impl<B: Backend> Attention<B> {
             head_dim: config.attention_head_dim,
         }
     }
+}
 
+impl<B: HybridEngine> Attention<B> {
     /// `[batch, seq, d_model]` to the same. Padded tokens are not seen.
     ///
     /// With a cache the tokens follow those in it, as the pass says too, and are added to it.
@@ -61,25 +65,46 @@ impl<B: Backend> Attention<B> {
         cache: Option<&mut KvCache<B>>,
         pass: &Pass<'_, B>,
     ) -> Tensor<B, 3> {
-        let [batch, seq, _] = x.dims();
+        let q = self.q_proj.forward(x.clone());
+        let k = self.k_proj.forward(x.clone());
+        let v = self.v_proj.forward(x);
+        // The kernel knows no cache and no padding: that is what training looks like.
+        let alone = cache.is_none() && pass.keys().is_none() && pass.past() == 0;
+        let by_kernel = alone
+            .then(|| ops::causal_attention(&q, &k, &v, self.shape()))
+            .flatten();
+        let y = by_kernel.unwrap_or_else(|| self.attend(q, k, v, cache, pass));
+        self.o_proj.forward(y)
+    }
+
+    fn shape(&self) -> AttentionShape {
+        AttentionShape {
+            n_heads: self.n_kv_heads * self.n_shared,
+            n_kv_heads: self.n_kv_heads,
+            head_dim: self.head_dim,
+        }
+    }
+
+    /// What stands between the projections, of `[batch, seq, heads * head_dim]`.
+    fn attend(
+        &self,
+        q: Tensor<B, 3>,
+        k: Tensor<B, 3>,
+        v: Tensor<B, 3>,
+        cache: Option<&mut KvCache<B>>,
+        pass: &Pass<'_, B>,
+    ) -> Tensor<B, 3> {
+        let [batch, seq, _] = q.dims();
         let (kv, shared, width) = (self.n_kv_heads, self.n_shared, self.head_dim);
 
         // Scaling q touches seq * d elements, scaling the scores seq * seq.
-        let q = self.q_proj.forward(x.clone()) * (width as f64).sqrt().recip();
+        let q = q * (width as f64).sqrt().recip();
         let q = q
             .reshape([batch, seq, kv, shared, width])
             .permute([0, 2, 3, 1, 4])
             .reshape([batch, kv, shared * seq, width]);
-        let k = self
-            .k_proj
-            .forward(x.clone())
-            .reshape([batch, seq, kv, width])
-            .permute([0, 2, 3, 1]); // [batch, kv, width, seq]
-        let v = self
-            .v_proj
-            .forward(x)
-            .reshape([batch, seq, kv, width])
-            .swap_dims(1, 2); // [batch, kv, seq, width]
+        let k = k.reshape([batch, seq, kv, width]).permute([0, 2, 3, 1]); // [batch, kv, width, seq]
+        let v = v.reshape([batch, seq, kv, width]).swap_dims(1, 2); // [batch, kv, seq, width]
         let (k, v) = match cache {
             Some(cache) => cache.append(k, v),
             None => (k, v),
@@ -98,11 +123,9 @@ impl<B: Backend> Attention<B> {
             .reshape([batch, kv, shared * seq, keys]);
 
         let y = weights.matmul(v); // [batch, kv, shared * seq, width]
-        let y = y
-            .reshape([batch, kv, shared, seq, width])
+        y.reshape([batch, kv, shared, seq, width])
             .permute([0, 3, 1, 2, 4])
-            .reshape([batch, seq, kv * shared * width]);
-        self.o_proj.forward(y)
+            .reshape([batch, seq, kv * shared * width])
     }
 }
 

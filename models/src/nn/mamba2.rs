@@ -9,7 +9,9 @@
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
-use burn_hybrid_ops::HybridEngine;
+use burn_hybrid_ops::op::MixerShape;
+use burn_hybrid_ops::ops::MixerParams;
+use burn_hybrid_ops::{HybridEngine, ops};
 
 use super::activation::{silu, softplus};
 use super::conv::CausalConv1d;
@@ -102,21 +104,68 @@ impl<B: Backend> Mamba2<B> {
 }
 
 impl<B: HybridEngine> Mamba2<B> {
+    /// Mixes whole sequences. `u`, result: `[batch, seq, d_model]`.
+    pub fn forward(&self, u: Tensor<B, 3>, pass: &mut Pass<'_, B>) -> Tensor<B, 3> {
+        let projected = self.in_proj.forward(pass.zero_padding(u));
+        // The kernel knows no padding and shows nothing on its way.
+        let plain = pass.tokens().is_none() && !pass.is_observed();
+        let by_kernel = plain
+            .then(|| ops::mamba2_mixer(&projected, &self.kernel_params(), self.shape()))
+            .flatten();
+        let y = by_kernel.unwrap_or_else(|| self.mix(projected, None, pass).0);
+        self.out_proj.forward(y)
+    }
+
     /// Mixes tokens that follow those in `state` (none: the sequence starts here); returns the
     /// state after them. `u`, result: `[batch, seq, d_model]`.
-    pub fn forward(
+    pub fn extend(
         &self,
         u: Tensor<B, 3>,
         state: Option<Mamba2State<B>>,
         pass: &mut Pass<'_, B>,
     ) -> (Tensor<B, 3>, Mamba2State<B>) {
-        let [batch, seq, _] = u.dims();
+        let projected = self.in_proj.forward(pass.zero_padding(u));
+        let (y, state) = self.mix(projected, state, pass);
+        (self.out_proj.forward(y), state)
+    }
+
+    fn shape(&self) -> MixerShape {
+        MixerShape {
+            n_heads: self.n_heads,
+            head_dim: self.head_dim,
+            n_groups: self.n_groups,
+            d_state: self.d_state,
+            chunk_len: self.chunk_len,
+            dt_min: self.dt_limit.min,
+            dt_max: self.dt_limit.max,
+            norm_eps: self.norm.eps(),
+        }
+    }
+
+    fn kernel_params(&self) -> MixerParams<B> {
+        MixerParams {
+            conv_weight: self.conv1d.weight.val(),
+            conv_bias: self.conv1d.bias.as_ref().map(Param::val),
+            dt_bias: self.dt_bias.val(),
+            a_log: self.a_log.val(),
+            d_skip: self.d_skip.val(),
+            norm_weight: self.norm.weight.val(),
+        }
+    }
+
+    /// What stands between the projections, from tensor operations.
+    fn mix(
+        &self,
+        projected: Tensor<B, 3>,
+        state: Option<Mamba2State<B>>,
+        pass: &mut Pass<'_, B>,
+    ) -> (Tensor<B, 3>, Mamba2State<B>) {
+        let [batch, seq, _] = projected.dims();
         let (heads, width) = (self.n_heads, self.head_dim);
         let (groups, d_state) = (self.n_groups, self.d_state);
         let (d_inner, bc) = (heads * width, groups * d_state);
         let (window, initial) = state.map(|s| (s.window, s.ssm)).unzip();
 
-        let projected = self.in_proj.forward(pass.zero_padding(u));
         pass.observe("in_proj", || projected.clone());
         let z = projected.clone().narrow(2, 0, d_inner);
         let xbc = projected.clone().narrow(2, d_inner, d_inner + 2 * bc);
@@ -152,7 +201,7 @@ impl<B: HybridEngine> Mamba2<B> {
         pass.observe("gate", || z.clone());
         let y = self.norm.forward(y, z, pass.dtype());
         pass.observe("gated_norm", || y.clone());
-        (self.out_proj.forward(y), Mamba2State { window, ssm })
+        (y, Mamba2State { window, ssm })
     }
 
     /// `clamp(softplus(dt + dt_bias))` in [`wide`]: in bf16 it would be off by up to 3 %.

@@ -9,7 +9,7 @@
 use burn::module::{Module, Param};
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Tensor};
-use burn_hybrid_ops::HybridEngine;
+use burn_hybrid_ops::{HybridEngine, ops};
 
 use super::activation::silu;
 use super::source::ParamSource;
@@ -36,9 +36,13 @@ impl<B: Backend> RmsNorm<B> {
 impl<B: HybridEngine> RmsNorm<B> {
     /// Normalises `[batch, seq, channels]` over channels; the result has this dtype.
     pub fn forward(&self, x: Tensor<B, 3>, dtype: DType) -> Tensor<B, 3> {
+        let weight = self.weight.val();
+        if let Some(y) = ops::rms_norm(&x, &weight, self.eps, dtype) {
+            return y;
+        }
         let compute = wide(x.dtype());
         let y = normalize(x.cast(compute), self.eps);
-        (y * self.weight.val().cast(compute).unsqueeze()).cast(dtype)
+        (y * weight.cast(compute).unsqueeze()).cast(dtype)
     }
 }
 
@@ -63,6 +67,11 @@ impl<B: Backend> GatedGroupNorm<B> {
 }
 
 impl<B: HybridEngine> GatedGroupNorm<B> {
+    /// Added to mean squares.
+    pub(super) fn eps(&self) -> f64 {
+        self.eps
+    }
+
     /// Gates and normalises; the result has this dtype.
     ///
     /// # Shapes

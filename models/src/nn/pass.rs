@@ -96,6 +96,11 @@ impl<'a, B: Backend> Pass<'a, B> {
         result
     }
 
+    /// Whether somebody looks at intermediate values.
+    pub(crate) fn is_observed(&self) -> bool {
+        self.observer.is_some()
+    }
+
     /// Shows a value called `name`; `value` is only called when somebody looks.
     pub(crate) fn observe(&mut self, name: &str, value: impl FnOnce() -> Tensor<B, 3>) {
         if let Some(observer) = &mut self.observer {

@@ -2,23 +2,30 @@
 
 use burn::tensor::Tensor;
 use burn::train::{InferenceStep, TrainOutput, TrainStep};
-use burn_hybrid_ops::{HybridEngine, TrainingEngine};
+use burn_hybrid_ops::{HybridEngine, TrainingEngine, ops};
 
 use crate::data::TokenBatch;
 use crate::hybrid::HybridLm;
 use crate::nn::loss::cross_entropy;
+use crate::nn::wide;
 
 use super::output::LossOutput;
 
 /// Mean next-token loss of a batch, `[1]`, in f32.
 pub fn next_token_loss<B: HybridEngine>(model: &HybridLm<B>, batch: TokenBatch<B>) -> Tensor<B, 1> {
-    let logits = model.forward(batch.inputs);
-    let [batch_size, seq, vocab] = logits.dims();
+    let hidden = model.forward_hidden(batch.inputs);
+    let [batch_size, seq, _] = hidden.dims();
     let tokens = batch_size * seq;
-    cross_entropy(
-        logits.reshape([tokens, vocab]),
-        batch.targets.reshape([tokens]),
-    )
+    let targets = batch.targets.reshape([tokens]);
+    // In the dtype of the activations: the kernel computes in f32 and puts the gradient in their
+    // place, so `[tokens, vocab]` never stands in memory in f32.
+    let logits = model.lm_head.forward(hidden);
+    let [_, _, vocab] = logits.dims();
+    let logits = logits.reshape([tokens, vocab]);
+    ops::cross_entropy(logits, targets.clone()).unwrap_or_else(|logits| {
+        let dtype = wide(logits.dtype());
+        cross_entropy(logits.cast(dtype), targets)
+    })
 }
 
 impl<B: TrainingEngine> TrainStep for HybridLm<B> {

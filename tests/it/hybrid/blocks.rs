@@ -166,11 +166,11 @@ fn a_mamba_block_continues_where_it_stopped() {
     };
     let u = random::<F64, 3>("u", [2, 41, config.d_model]);
     let mut pass = Pass::new(DType::F64);
-    let (whole, last) = mamba.forward(u.clone(), None, &mut pass);
+    let (whole, last) = mamba.extend(u.clone(), None, &mut pass);
     for cut in [1, 2, 3, 32, 40] {
-        let (head, state) = mamba.forward(u.clone().narrow(1, 0, cut), None, &mut pass);
+        let (head, state) = mamba.extend(u.clone().narrow(1, 0, cut), None, &mut pass);
         let rest = u.clone().narrow(1, cut, 41 - cut);
-        let (tail, state) = mamba.forward(rest, Some(state), &mut pass);
+        let (tail, state) = mamba.extend(rest, Some(state), &mut pass);
         let joined = Numbers::of(Tensor::cat(vec![head, tail], 1));
         assert!(
             joined.error_to(&Numbers::of(whole.clone())) < 1e-12,

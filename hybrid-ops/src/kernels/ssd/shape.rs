@@ -64,11 +64,15 @@ impl SsdShape {
             call.chunks() * call.plan.states(),
         ];
         if largest.iter().any(|len| u32::try_from(*len).is_err()) {
-            return Err(format!("ssd: a tensor of {self:?} has 2^32 elements or more"));
+            return Err(format!(
+                "ssd: a tensor of {self:?} has 2^32 elements or more"
+            ));
         }
         if u16::try_from(call.chunks()).is_err() {
             let chunks = call.chunks();
-            return Err(format!("ssd: {chunks} chunks, the kernels take 65535 at most"));
+            return Err(format!(
+                "ssd: {chunks} chunks, the kernels take 65535 at most"
+            ));
         }
         Ok(())
     }

@@ -98,7 +98,8 @@ fn stage_kernel<F: Float, N: Size>(
                         decays[w] = f32::exp(end[comptime!(WIDTH - 1)] - logs[w]);
                     }
                 }
-                Rows::Gradients => {
+                Rows::Gradients =>
+                {
                     #[unroll]
                     for w in 0..WIDTH {
                         decays[w] = f32::exp(logs[w]);

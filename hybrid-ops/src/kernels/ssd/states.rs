@@ -143,11 +143,7 @@ fn walk<R: CubeRuntime>(
     direction: Direction,
 ) -> CubeTensor<R> {
     let Call { plan, shape, .. } = call;
-    let passed = empty(
-        added,
-        [call.chunks(), plan.channels(), plan.d_state],
-        dtype,
-    );
+    let passed = empty(added, [call.chunks(), plan.channels(), plan.d_state], dtype);
     let (count, dim) = grid(added, shape.batch * plan.states() / WIDTH);
     count_launch();
     // SAFETY: units beyond the last sequence return; both tensors hold the states of all chunks.

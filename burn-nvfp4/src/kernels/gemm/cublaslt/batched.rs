@@ -38,10 +38,7 @@ pub fn gemm_batched(problem: &Batched<CudaRuntime>) -> Result<Tensor, Unavailabl
             Contraction::Rows => rows,
         },
     };
-    let (lhs, rhs) = (
-        stored(problem.lhs_along, m),
-        stored(problem.rhs_along, n),
-    );
+    let (lhs, rhs) = (stored(problem.lhs_along, m), stored(problem.rhs_along, n));
     let plan = MatmulPlan::dense([m, n, k], problem.lhs.dtype, lhs, rhs, ends)?.batched(count)?;
     let new = || {
         empty_device_contiguous_dtype(
@@ -94,18 +91,8 @@ fn check(problem: &Batched<CudaRuntime>) -> Result<[usize; 4], Unavailable> {
         Contraction::Columns => [count, rows, k],
         Contraction::Rows => [count, k, rows],
     };
-    dense(
-        "left operand",
-        device,
-        lhs,
-        shape(problem.lhs_along, m),
-    )?;
-    dense(
-        "right operand",
-        device,
-        rhs,
-        shape(problem.rhs_along, n),
-    )?;
+    dense("left operand", device, lhs, shape(problem.lhs_along, m))?;
+    dense("right operand", device, rhs, shape(problem.rhs_along, n))?;
     if let Some(sums) = accumulate {
         if sums.dtype != *out {
             let expected = format!("of the dtype of the result, {out:?}");

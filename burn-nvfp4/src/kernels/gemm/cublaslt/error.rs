@@ -131,7 +131,10 @@ pub enum Unavailable {
         k: usize,
     },
     /// More products than the library counts.
-    #[error("a batch of GEMMs has {found} products, at most {} can be counted", i32::MAX)]
+    #[error(
+        "a batch of GEMMs has {found} products, at most {} can be counted",
+        i32::MAX
+    )]
     Batch {
         /// Number of products.
         found: usize,

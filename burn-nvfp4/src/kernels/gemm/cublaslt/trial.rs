@@ -265,7 +265,11 @@ impl Scratch {
     fn new(plan: &MatmulPlan) -> Result<Self, Unavailable> {
         // Only f32 results are added to.
         let products = u64::from(plan.d.batch.count.unsigned_abs());
-        let elements = plan.d.rows.saturating_mul(plan.d.cols).saturating_mul(products);
+        let elements = plan
+            .d
+            .rows
+            .saturating_mul(plan.d.cols)
+            .saturating_mul(products);
         let bytes = usize::try_from(elements.saturating_mul(4)).unwrap_or(usize::MAX);
         allocate("the trial of an accumulating GEMM", bytes).map(Self)
     }

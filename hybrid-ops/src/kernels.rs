@@ -6,6 +6,7 @@
 
 mod elementwise;
 mod squared_relu;
+pub mod ssd;
 
 use burn_backend::DType;
 use burn_cubecl::CubeRuntime;

@@ -20,4 +20,5 @@ mod scaled_mma;
 mod epilogue;
 mod linear;
 mod hybrid;
+mod ssd;
 mod serving;

@@ -1,10 +1,11 @@
 //! GEMMs on operands in device memory.
 //!
-//! [`routine`] says which routine runs where; [`dense`] and [`fp4`] run it. All of them accumulate
+//! [`routine`] says which routine runs where; [`dense`], [`batched()`] and [`fp4`] run it. All of them accumulate
 //! in f32, apply tensor scales after the sums, add the bias in f32 and round once.
 
 pub mod epilogue;
 pub mod emulated;
+pub mod batched;
 pub mod scaled_mma;
 #[cfg(feature = "cuda")]
 pub mod cublaslt;
@@ -14,6 +15,7 @@ use burn_backend::DType;
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::tensor::CubeTensor;
 
+pub use batched::{Batched, batched};
 pub use epilogue::Scale;
 use routine::{DenseRoutine, Fp4Routine, routines};
 

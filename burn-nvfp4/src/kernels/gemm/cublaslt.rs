@@ -28,6 +28,7 @@ use cudarc::cublaslt::sys::{cublasLtEpilogue_t, cublasLtPointerMode_t};
 pub mod error;
 pub mod plan;
 mod roles;
+mod batched;
 mod call;
 mod probe;
 mod trial;
@@ -43,6 +44,7 @@ use plan::{Beta, Ends, MatmulPlan};
 use roles::{check, matrix, stored, takes_bias, vector};
 use submit::{Buffers, caught, no_answer, submit};
 
+pub use batched::gemm_batched;
 pub use error::{Unavailable, Version};
 pub use probe::Capabilities;
 pub use submit::{chosen, launches, take_failure};

@@ -6,7 +6,7 @@ use cudarc::cublaslt::sys as lt;
 use cudarc::driver::sys as cu;
 
 use super::error::Unavailable;
-use super::plan::{Layout, MatmulPlan};
+use super::plan::{Batch, Layout, MatmulPlan};
 
 /// Turns a driver status into an error that names the call.
 pub(super) fn driver(call: &'static str, status: cu::CUresult) -> Result<(), Unavailable> {
@@ -134,10 +134,42 @@ fn create_layout(slot: &mut lt::cublasLtMatrixLayout_t, layout: Layout) -> Resul
         cols,
         ld,
         dtype,
+        batch,
     } = layout;
     // SAFETY: as above, the library writes a pointer to the address given.
     library("cublasLtMatrixLayoutCreate", unsafe {
         lt::cublasLtMatrixLayoutCreate(slot, dtype, rows, cols, ld)
+    })?;
+    if batch == Batch::ONE {
+        return Ok(());
+    }
+    use lt::cublasLtMatrixLayoutAttribute_t as Attribute;
+    set_layout(
+        *slot,
+        Attribute::CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT,
+        &batch.count,
+    )?;
+    set_layout(
+        *slot,
+        Attribute::CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET,
+        &batch.stride,
+    )
+}
+
+fn set_layout<T: Copy>(
+    layout: lt::cublasLtMatrixLayout_t,
+    attribute: lt::cublasLtMatrixLayoutAttribute_t,
+    value: &T,
+) -> Result<(), Unavailable> {
+    // SAFETY: the layout is alive; the library reads `size_of::<T>()` bytes of the value and
+    // refuses any other size than the attribute has.
+    library("cublasLtMatrixLayoutSetAttribute", unsafe {
+        lt::cublasLtMatrixLayoutSetAttribute(
+            layout,
+            attribute,
+            ptr::from_ref(value).cast(),
+            size_of::<T>(),
+        )
     })
 }
 

@@ -130,6 +130,15 @@ pub enum Unavailable {
         /// Length of the contraction axis.
         k: usize,
     },
+    /// More products than the library counts.
+    #[error(
+        "a batch of GEMMs has {found} products, at most {} can be counted",
+        i32::MAX
+    )]
+    Batch {
+        /// Number of products.
+        found: usize,
+    },
     /// A call that should not fail did, before anything was enqueued.
     #[error("{call} failed: {status}")]
     Call {

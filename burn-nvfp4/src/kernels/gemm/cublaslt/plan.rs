@@ -43,7 +43,24 @@ pub enum Beta {
     One,
 }
 
-/// A column-major matrix.
+/// Equal matrices, one behind the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Batch {
+    /// Number of matrices.
+    pub count: i32,
+    /// Distance between the starts of two matrices, in elements.
+    pub stride: i64,
+}
+
+impl Batch {
+    /// A single matrix.
+    pub const ONE: Self = Self {
+        count: 1,
+        stride: 0,
+    };
+}
+
+/// A column-major matrix, or a batch of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Layout {
     /// Rows, which are contiguous in memory.
@@ -54,6 +71,8 @@ pub struct Layout {
     pub ld: i64,
     /// Element type.
     pub dtype: cudaDataType_t,
+    /// How many, and how far apart.
+    pub batch: Batch,
 }
 
 /// Everything that decides how the library computes a product, pointers apart.
@@ -197,7 +216,38 @@ impl MatmulPlan {
         .not_empty(dims)
     }
 
-    /// `[m, n, k]` as the caller counts them.
+    /// Makes the plan one for `count` products of dense matrices, each behind the one before it.
+    ///
+    /// # Errors
+    /// [`Unavailable::Empty`] without a product, [`Unavailable::Batch`] with more than the library
+    /// counts.
+    pub fn batched(self, count: usize) -> Result<Self, Unavailable> {
+        let [m, n, k] = self.dims();
+        let len = |len: u64| usize::try_from(len).unwrap_or(usize::MAX);
+        if count == 0 {
+            return Err(Unavailable::Empty {
+                m: len(m),
+                n: len(n),
+                k: len(k),
+            });
+        }
+        let products = i32::try_from(count).map_err(|_| Unavailable::Batch { found: count })?;
+        let repeated = |layout: Layout| Layout {
+            batch: Batch {
+                count: products,
+                stride: layout.ld * layout.cols.cast_signed(),
+            },
+            ..layout
+        };
+        Ok(Self {
+            a: repeated(self.a),
+            b: repeated(self.b),
+            d: repeated(self.d),
+            ..self
+        })
+    }
+
+    /// `[m, n, k]` of each product, as the caller counts them.
     pub const fn dims(&self) -> [u64; 3] {
         let k = match self.transa {
             Operation::None => self.a.cols,
@@ -213,7 +263,7 @@ impl MatmulPlan {
             reason = "a rate is shown with three digits"
         )]
         let [m, n, k] = self.dims().map(|len| len as f64);
-        2.0 * m * n * k
+        2.0 * m * n * k * f64::from(self.d.batch.count)
     }
 
     fn not_empty(self, [m, n, k]: [usize; 3]) -> Result<Self, Unavailable> {
@@ -233,6 +283,7 @@ fn layout(rows: usize, cols: usize, ld: usize, dtype: cudaDataType_t) -> Layout 
         cols: cols as u64,
         ld: ld.cast_signed() as i64,
         dtype,
+        batch: Batch::ONE,
     }
 }
 

@@ -42,7 +42,7 @@ const DRIVER_SYMBOLS: [&str; 17] = [
     "cuMemcpyHtoD_v2",
 ];
 
-const LIBRARY_SYMBOLS: [&str; 12] = [
+const LIBRARY_SYMBOLS: [&str; 13] = [
     "cublasLtCreate",
     "cublasLtMatmul",
     "cublasLtMatmulAlgoGetHeuristic",
@@ -50,6 +50,7 @@ const LIBRARY_SYMBOLS: [&str; 12] = [
     "cublasLtMatmulDescDestroy",
     "cublasLtMatmulDescSetAttribute",
     "cublasLtMatrixLayoutCreate",
+    "cublasLtMatrixLayoutSetAttribute",
     "cublasLtMatrixLayoutDestroy",
     "cublasLtMatmulPreferenceCreate",
     "cublasLtMatmulPreferenceDestroy",

@@ -113,7 +113,7 @@ pub(super) fn vector(
     Err(misfit(role, expected, tensor))
 }
 
-fn misfit(role: &'static str, expected: String, tensor: &Tensor) -> Unavailable {
+pub(super) fn misfit(role: &'static str, expected: String, tensor: &Tensor) -> Unavailable {
     let (shape, strides) = (tensor.meta.shape(), tensor.meta.strides());
     Unavailable::Tensor {
         role,

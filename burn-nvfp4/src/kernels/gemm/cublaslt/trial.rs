@@ -89,6 +89,10 @@ impl std::fmt::Display for ChosenAlgorithm {
         };
         let (a, b) = (letter(self.plan.transa), letter(self.plan.transb));
         let (operands, out) = (self.plan.a.dtype, self.plan.d.dtype);
+        let count = self.plan.d.batch.count;
+        if count != 1 {
+            write!(f, "{count} of ")?;
+        }
         write!(f, "{m}x{n}x{k} {a}{b} {operands:?} to {out:?}: ")?;
         match (self.milliseconds, self.tflops()) {
             (Some(ms), Some(rate)) => write!(f, "{ms:.3} ms, {rate:.0} TFLOP/s, ")?,
@@ -260,7 +264,12 @@ struct Scratch(u64);
 impl Scratch {
     fn new(plan: &MatmulPlan) -> Result<Self, Unavailable> {
         // Only f32 results are added to.
-        let elements = plan.d.rows.saturating_mul(plan.d.cols);
+        let products = u64::from(plan.d.batch.count.unsigned_abs());
+        let elements = plan
+            .d
+            .rows
+            .saturating_mul(plan.d.cols)
+            .saturating_mul(products);
         let bytes = usize::try_from(elements.saturating_mul(4)).unwrap_or(usize::MAX);
         allocate("the trial of an accumulating GEMM", bytes).map(Self)
     }

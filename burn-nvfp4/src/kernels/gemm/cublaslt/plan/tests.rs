@@ -85,6 +85,7 @@ fn the_result_is_row_major() {
         cols: 16,
         ld: 48,
         dtype: cudaDataType_t::CUDA_R_32F,
+        batch: Batch::ONE,
     };
     assert_eq!(plan.d, d);
     assert_eq!(
@@ -92,6 +93,45 @@ fn the_result_is_row_major() {
         (Operation::Transpose, Operation::None)
     );
     assert_eq!(plan.scale_mode, None);
+}
+
+#[test]
+fn products_of_a_batch_are_dense_one_behind_the_other() {
+    let [m, n, k] = [3, 5, 4];
+    for (lhs, rhs) in [
+        (Contraction::Columns, Contraction::Rows),
+        (Contraction::Rows, Contraction::Columns),
+    ] {
+        let width = |along, rows| match along {
+            Contraction::Columns => k,
+            Contraction::Rows => rows,
+        };
+        let (lhs, rhs) = (stored(lhs, width(lhs, m)), stored(rhs, width(rhs, n)));
+        let one = MatmulPlan::dense([m, n, k], DType::F32, lhs, rhs, PLAIN).unwrap();
+        let plan = one.clone().batched(7).unwrap();
+        assert_eq!(plan.dims(), one.dims());
+        assert_eq!(plan.flops(), 7.0 * one.flops());
+        for (layout, stride) in [(plan.a, n * k), (plan.b, m * k), (plan.d, m * n)] {
+            let stride = stride as i64;
+            assert_eq!(layout.batch, Batch { count: 7, stride });
+        }
+        // The plan is what an algorithm is kept for.
+        assert_ne!(plan, one.batched(8).unwrap());
+    }
+}
+
+#[test]
+fn batches_that_cannot_be_counted_are_errors() {
+    let operand = stored(Contraction::Columns, 8);
+    let plan = MatmulPlan::dense([8, 8, 8], DType::BF16, operand, operand, PLAIN).unwrap();
+    assert!(matches!(
+        plan.clone().batched(0),
+        Err(Unavailable::Empty { .. })
+    ));
+    assert_eq!(
+        plan.batched(1 << 31).unwrap_err().to_string(),
+        "a batch of GEMMs has 2147483648 products, at most 2147483647 can be counted"
+    );
 }
 
 #[test]
@@ -154,6 +194,7 @@ fn nvfp4_is_transposed_by_plain_with_scales_of_16() {
         cols,
         ld: 96,
         dtype: cudaDataType_t::CUDA_R_4F_E2M1,
+        batch: Batch::ONE,
     };
     assert_eq!((plan.a, plan.b), (e2m1(64), e2m1(24)));
     assert_eq!(

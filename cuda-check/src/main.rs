@@ -18,6 +18,7 @@ use cuda_check::record;
 
 mod step;
 mod operands;
+mod scan;
 
 #[derive(Parser)]
 #[command(about = "Assembles every CUDA kernel of a training step, without a GPU")]
@@ -46,10 +47,11 @@ struct Arguments {
 type Launch = fn(Architecture) -> Result<()>;
 
 /// What is launched, by name.
-const LAUNCHES: [(&str, Launch); 3] = [
+const LAUNCHES: [(&str, Launch); 4] = [
     ("a training step", step::record),
     ("a quantization", operands::quantizers),
     ("a block-scaled GEMM", operands::scaled_gemms),
+    ("a scan", scan::record),
 ];
 
 /// One row of the table.

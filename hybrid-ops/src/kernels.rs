@@ -10,16 +10,6 @@ mod gate;
 mod attention;
 mod squared_relu;
 pub mod ssd;
-pub mod conv_silu;
-pub mod step_size;
-mod norm;
-mod rms_norm;
-pub mod gated_group_norm;
-mod cross_entropy;
-pub mod adamw;
-pub mod sum_of_squares;
-mod mamba2_mixer;
-mod outputs;
 
 use burn_backend::DType;
 use burn_cubecl::CubeRuntime;

@@ -10,6 +10,16 @@ mod gate;
 mod attention;
 mod squared_relu;
 pub mod ssd;
+pub mod conv_silu;
+pub mod step_size;
+mod norm;
+mod rms_norm;
+pub mod gated_group_norm;
+mod mamba2_mixer;
+mod cross_entropy;
+pub mod adamw;
+pub mod sum_of_squares;
+mod outputs;
 
 use burn_backend::DType;
 use burn_cubecl::CubeRuntime;

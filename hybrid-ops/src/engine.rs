@@ -21,7 +21,7 @@ use burn_backend::Backend;
 use burn_backend::TensorMetadata;
 use burn_backend::tensor::{Device, FloatTensor, IntTensor};
 
-use crate::op::{Like, Op, Pass};
+use crate::op::{AdamW, Like, Op, Pass};
 
 /// A backend on which a hybrid model runs.
 pub trait HybridEngine: Backend {
@@ -43,6 +43,27 @@ pub trait HybridEngine: Backend {
             "{}: this backend has said that it has no kernels",
             op.name(pass)
         )
+    }
+
+    /// True if there are kernels for the optimizer: [`sum_of_squares`](Self::sum_of_squares) and
+    /// [`adamw`](Self::adamw).
+    fn has_optimizer(_device: &Device<Self>) -> bool {
+        false
+    }
+
+    /// The sum of the squares of all elements of some tensors, f32 `[1]`.
+    ///
+    /// Only called where [`has_optimizer`](Self::has_optimizer) says so, with at least one element.
+    fn sum_of_squares(_tensors: Vec<FloatTensor<Self>>) -> FloatTensor<Self> {
+        unreachable!("this backend has said that it has no kernels for the optimizer")
+    }
+
+    /// One AdamW update of `[parameter, first moment, second moment, gradient]`, the first three
+    /// f32; returns those three, in place where nobody else holds them.
+    ///
+    /// Only called where [`has_optimizer`](Self::has_optimizer) says so.
+    fn adamw(_tensors: [FloatTensor<Self>; 4], _numbers: AdamW) -> [FloatTensor<Self>; 3] {
+        unreachable!("this backend has said that it has no kernels for the optimizer")
     }
 
     /// Runs a whole operation; differentiable if the backend is.

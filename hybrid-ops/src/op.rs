@@ -59,6 +59,23 @@ impl MixerShape {
     }
 }
 
+/// Numbers of one AdamW update.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AdamW {
+    /// Learning rate.
+    pub lr: f64,
+    /// Decay of the first moment.
+    pub beta1: f32,
+    /// Decay of the second moment.
+    pub beta2: f32,
+    /// Added to the root of the second moment.
+    pub epsilon: f32,
+    /// Decoupled weight decay, times the learning rate.
+    pub weight_decay: f32,
+    /// Updates of the parameter, this one included: 1 at the first.
+    pub time: i32,
+}
+
 /// An operation with a kernel and a backward kernel.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Op {

@@ -6,7 +6,7 @@ use burn_backend::tensor::{FloatTensor, IntTensor};
 use burn_backend::{Backend, TensorMetadata};
 
 use crate::engine::HybridEngine;
-use crate::op::{AttentionShape, Like, MixerShape, Op};
+use crate::op::{AdamW, AttentionShape, Like, MixerShape, Op};
 
 /// `max(x, 0)^2` in the dtype of `x`, the activation of the hybrid's MLP.
 pub fn squared_relu<B: HybridEngine, const D: usize>(x: &Tensor<B, D>) -> Option<Tensor<B, D>> {
@@ -106,6 +106,35 @@ pub fn mamba2_mixer<B: HybridEngine>(
         inputs.into_iter().chain(bias).collect(),
         vec![],
     )
+}
+
+/// The sum of the squares of all elements of some tensors, f32 `[1]`, by kernels: always in the
+/// same order. `None` without kernels, or without an element.
+pub fn sum_of_squares<B: HybridEngine>(tensors: Vec<FloatTensor<B>>) -> Option<Tensor<B, 1>> {
+    let has_elements = tensors.iter().any(|t| t.shape().num_elements() > 0);
+    let device = B::float_device(tensors.first()?);
+    (has_elements && B::has_optimizer(&device))
+        .then(|| Tensor::from_primitive(TensorPrimitive::Float(B::sum_of_squares(tensors))))
+}
+
+/// True if [`adamw`] can update a parameter like this one.
+pub fn has_adamw<B: HybridEngine, const D: usize>(param: &Tensor<B, D>) -> bool {
+    param.dtype() == DType::F32
+        && param.shape().num_elements() > 0
+        && B::has_optimizer(&param.device())
+}
+
+/// One AdamW update of `[parameter, first moment, second moment]` in one kernel, where
+/// [`has_adamw`] says that there is one; in place where nobody else holds the tensors.
+pub fn adamw<B: HybridEngine, const D: usize>(
+    state: [Tensor<B, D>; 3],
+    grad: Tensor<B, D>,
+    numbers: AdamW,
+) -> [Tensor<B, D>; 3] {
+    let [param, moment_1, moment_2] = state.map(|tensor| tensor.into_primitive().tensor());
+    let grad = grad.into_primitive().tensor();
+    let made = B::adamw([param, moment_1, moment_2, grad], numbers);
+    made.map(|tensor| Tensor::from_primitive(TensorPrimitive::Float(tensor)))
 }
 
 /// The result of `op` by a kernel, if there is one.

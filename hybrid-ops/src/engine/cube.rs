@@ -7,7 +7,7 @@ use cubecl::server::ComputeServer;
 
 use super::HybridEngine;
 use crate::kernels;
-use crate::op::{Like, Op, Pass};
+use crate::op::{AdamW, Like, Op, Pass};
 
 impl<R, F, I, BT> HybridEngine for CubeBackend<R, F, I, BT>
 where
@@ -29,5 +29,17 @@ where
         ints: Vec<IntTensor<Self>>,
     ) -> Vec<FloatTensor<Self>> {
         kernels::launch(op, pass, inputs, ints)
+    }
+
+    fn has_optimizer(_device: &Device<Self>) -> bool {
+        true
+    }
+
+    fn sum_of_squares(tensors: Vec<FloatTensor<Self>>) -> FloatTensor<Self> {
+        kernels::sum_of_squares::global(&tensors).expect("the caller has an element")
+    }
+
+    fn adamw(tensors: [FloatTensor<Self>; 4], numbers: AdamW) -> [FloatTensor<Self>; 3] {
+        kernels::adamw::update(tensors, numbers)
     }
 }

@@ -1,15 +1,15 @@
 //! `Fusion<CubeBackend>`: one recorded operation a pass.
 
-use burn_backend::DeviceOps;
 use burn_backend::tensor::{Device, FloatTensor, IntTensor};
+use burn_backend::{DType, DeviceOps, Shape};
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
 use burn_fusion::Fusion;
 use burn_nvfp4::engine::record;
 use cubecl::server::ComputeServer;
 
-use super::{HybridEngine, likes};
+use super::{HybridEngine, first, likes};
 use crate::kernels;
-use crate::op::{Like, Op, Pass};
+use crate::op::{AdamW, Like, Op, Pass};
 
 impl<R, F, I, BT> HybridEngine for Fusion<CubeBackend<R, F, I, BT>>
 where
@@ -39,5 +39,37 @@ where
             let ints = tensors.split_off(floats);
             kernels::launch(&op, pass, tensors, ints)
         })
+    }
+
+    fn has_optimizer(_device: &Device<Self>) -> bool {
+        true
+    }
+
+    fn sum_of_squares(tensors: Vec<FloatTensor<Self>>) -> FloatTensor<Self> {
+        let sum = vec![(Shape::new([1]), DType::F32)];
+        let name = "hybrid::sum_of_squares";
+        first(record::<CubeBackend<R, F, I, BT>>(
+            name,
+            tensors,
+            sum,
+            |tensors| {
+                let sum = kernels::sum_of_squares::global(&tensors);
+                vec![sum.expect("the caller has an element")]
+            },
+        ))
+    }
+
+    fn adamw(tensors: [FloatTensor<Self>; 4], numbers: AdamW) -> [FloatTensor<Self>; 3] {
+        let outputs = likes(&tensors[..3]);
+        let update = move |tensors: Vec<_>| {
+            let count = tensors.len();
+            let tensors = tensors.try_into();
+            let tensors = tensors.unwrap_or_else(|_| panic!("adamw takes 4 tensors, not {count}"));
+            kernels::adamw::update(tensors, numbers).into()
+        };
+        let made =
+            record::<CubeBackend<R, F, I, BT>>("hybrid::adamw", tensors.into(), outputs, update);
+        made.try_into()
+            .unwrap_or_else(|_| unreachable!("three outputs were recorded"))
     }
 }

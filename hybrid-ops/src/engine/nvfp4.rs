@@ -4,7 +4,7 @@ use burn_backend::tensor::{Device, FloatTensor, IntTensor};
 use burn_nvfp4::{Nvfp4, Nvfp4Engine};
 
 use super::HybridEngine;
-use crate::op::{Like, Op, Pass};
+use crate::op::{AdamW, Like, Op, Pass};
 
 impl<B: HybridEngine + Nvfp4Engine> HybridEngine for Nvfp4<B> {
     fn has_kernel(op: &Op, inputs: &[Like], device: &Device<Self>) -> bool {
@@ -18,6 +18,18 @@ impl<B: HybridEngine + Nvfp4Engine> HybridEngine for Nvfp4<B> {
         ints: Vec<IntTensor<Self>>,
     ) -> Vec<FloatTensor<Self>> {
         B::launch(op, pass, inputs, ints)
+    }
+
+    fn has_optimizer(device: &Device<Self>) -> bool {
+        B::has_optimizer(device)
+    }
+
+    fn sum_of_squares(tensors: Vec<FloatTensor<Self>>) -> FloatTensor<Self> {
+        B::sum_of_squares(tensors)
+    }
+
+    fn adamw(tensors: [FloatTensor<Self>; 4], numbers: AdamW) -> [FloatTensor<Self>; 3] {
+        B::adamw(tensors, numbers)
     }
 
     fn apply(

@@ -11,23 +11,7 @@ use cubecl::ir::StorageType;
 use cubecl::prelude::*;
 
 use super::elementwise::{grid, in_place, vector_width};
-
-/// Numbers of one update.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct AdamW {
-    /// Learning rate.
-    pub lr: f64,
-    /// Decay of the first moment.
-    pub beta1: f32,
-    /// Decay of the second moment.
-    pub beta2: f32,
-    /// Added to the root of the second moment.
-    pub epsilon: f32,
-    /// Decoupled weight decay, times the learning rate.
-    pub weight_decay: f32,
-    /// Updates of the parameter, this one included: 1 at the first.
-    pub time: i32,
-}
+pub use crate::op::AdamW;
 
 /// A parameter and its moments.
 #[derive(Clone, Debug)]
@@ -118,6 +102,24 @@ fn step_kernel<G: Float, N: Size>(
     new_param[ABSOLUTE_POS] = p;
     new_moment_1[ABSOLUTE_POS] = m;
     new_moment_2[ABSOLUTE_POS] = v;
+}
+
+/// [`step`] of `[parameter, first moment, second moment, gradient]`.
+pub(crate) fn update<R: CubeRuntime>(
+    [param, moment_1, moment_2, grad]: [CubeTensor<R>; 4],
+    numbers: AdamW,
+) -> [CubeTensor<R>; 3] {
+    let state = State {
+        param,
+        moment_1,
+        moment_2,
+    };
+    let State {
+        param,
+        moment_1,
+        moment_2,
+    } = step(state, &grad, &numbers, None);
+    [param, moment_1, moment_2]
 }
 
 /// Updates a parameter and its moments, each in place if nobody else holds its memory.

@@ -5,8 +5,9 @@
 
 use burn::module::{AutodiffModule, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
+use burn::tensor::ops::FloatTensor;
 use burn::tensor::{DType, Tensor};
-use burn_hybrid_ops::TrainingEngine;
+use burn_hybrid_ops::{TrainingEngine, ops};
 
 use crate::hybrid::field_path::FieldPath;
 
@@ -21,9 +22,17 @@ pub fn average_and_clip<B: TrainingEngine, M: AutodiffModule<B>>(
     average: f64,
     clip_norm: Option<f64>,
 ) -> f64 {
-    let mut sum = SumOfSquares::<B> { grads, sum: None };
-    model.visit(&mut sum);
-    let squares = sum.sum.map_or(0.0, |sum| f64::from(sum.into_scalar_f32()));
+    let mut all = Collect::<B> {
+        grads,
+        found: Vec::new(),
+    };
+    model.visit(&mut all);
+    let sum = ops::sum_of_squares::<B::InnerBackend>(all.found).or_else(|| {
+        let mut sum = SumOfSquares::<B> { grads, sum: None };
+        model.visit(&mut sum);
+        sum.sum
+    });
+    let squares = sum.map_or(0.0, |sum| f64::from(sum.into_scalar_f32()));
     let norm = squares.sqrt() * average;
     let clip = match clip_norm {
         Some(limit) if norm.is_finite() && norm > limit => limit / norm,
@@ -45,6 +54,20 @@ pub(crate) trait ScalarF32 {
 impl<B: burn::tensor::backend::Backend> ScalarF32 for Tensor<B, 1> {
     fn into_scalar_f32(self) -> f32 {
         self.into_data().iter::<f32>().next().unwrap_or(f32::NAN)
+    }
+}
+
+/// The gradients without their ranks, in the order of the parameters.
+struct Collect<'a, B: TrainingEngine> {
+    grads: &'a GradientsParams,
+    found: Vec<FloatTensor<B::InnerBackend>>,
+}
+
+impl<B: TrainingEngine> ModuleVisitor<B> for Collect<'_, B> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+        if let Some(grad) = self.grads.get::<B::InnerBackend, D>(param.id) {
+            self.found.push(grad.into_primitive().tensor());
+        }
     }
 }
 

@@ -15,7 +15,8 @@ use burn::optim::{
     Optimizer, SimpleOptimizer,
 };
 use burn::tensor::Tensor;
-use burn_hybrid_ops::TrainingEngine;
+use burn_hybrid_ops::op::AdamW as Numbers;
+use burn_hybrid_ops::{HybridEngine, TrainingEngine, ops};
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::run::NamedTensors;
@@ -60,6 +61,7 @@ pub(crate) type Records<B, M> = <OptimizerAdaptor<AdamW, M, B> as Optimizer<M, B
 pub struct GroupedAdamW<B: TrainingEngine, M: AutodiffModule<B>> {
     decayed: AdamW,
     undecayed: AdamW,
+    config: OptimizerConfig,
     records: Records<B, M>,
 }
 
@@ -85,7 +87,24 @@ impl<B: TrainingEngine, M: AutodiffModule<B>> GroupedAdamW<B, M> {
         Self {
             decayed: adamw(config.weight_decay),
             undecayed: adamw(0.0),
+            config: *config,
             records: Records::<B, M>::default(),
+        }
+    }
+
+    /// What the kernel computes with; the number of the update is filled in where it is known.
+    fn numbers(&self, lr: f64, decays: bool) -> Numbers {
+        Numbers {
+            lr,
+            beta1: single(self.config.beta1),
+            beta2: single(self.config.beta2),
+            epsilon: single(self.config.epsilon),
+            weight_decay: if decays {
+                single(self.config.weight_decay)
+            } else {
+                0.0
+            },
+            time: 0,
         }
     }
 }
@@ -144,13 +163,18 @@ impl<B: TrainingEngine, M: AutodiffModule<B>> ModuleMapper<B> for Update<'_, B, 
         };
         let requires_grad = tensor.is_require_grad();
         let optimizer = &mut *self.optimizer;
-        let group = if decays(&self.path.name(), D) {
+        let decays = decays(&self.path.name(), D);
+        let group = if decays {
             &optimizer.decayed
         } else {
             &optimizer.undecayed
         };
+        let numbers = optimizer.numbers(self.lr, decays);
         let state = optimizer.records.remove(&id).map(AdaptorRecord::into_state);
-        let (tensor, state) = group.step(self.lr, tensor.inner(), grad, state);
+        let (tensor, state) = match by_kernel(tensor.inner(), grad, state, &numbers) {
+            Ok((tensor, state)) => (tensor, Some(state)),
+            Err((tensor, grad, state)) => group.step(self.lr, tensor, grad, state),
+        };
         if let Some(state) = state {
             optimizer
                 .records
@@ -159,6 +183,40 @@ impl<B: TrainingEngine, M: AutodiffModule<B>> ModuleMapper<B> for Update<'_, B, 
         let tensor = Tensor::from_inner(tensor).set_require_grad(requires_grad);
         Param::from_mapped_value(id, tensor, mapper)
     }
+}
+
+/// A parameter, its gradient, and its state if it had one: what an update takes.
+type Untouched<B, const D: usize> = (Tensor<B, D>, Tensor<B, D>, Option<AdamWState<B, D>>);
+
+/// The update in one kernel, with the arithmetic of burn's, where the backend has one.
+fn by_kernel<B: HybridEngine, const D: usize>(
+    param: Tensor<B, D>,
+    grad: Tensor<B, D>,
+    state: Option<AdamWState<B, D>>,
+    numbers: &Numbers,
+) -> Result<(Tensor<B, D>, AdamWState<B, D>), Untouched<B, D>> {
+    if !ops::has_adamw(&param) {
+        return Err((param, grad, state));
+    }
+    let (time, moments) = match state {
+        Some(AdamWState { momentum }) => (momentum.time, [momentum.moment_1, momentum.moment_2]),
+        None => (0, [param.zeros_like(), param.zeros_like()]),
+    };
+    let time = time + 1;
+    let numbers = Numbers {
+        // After 2^31 updates the bias correction has long been 1.
+        time: i32::try_from(time).unwrap_or(i32::MAX),
+        ..*numbers
+    };
+    let [moment_1, moment_2] = moments;
+    let [param, moment_1, moment_2] = ops::adamw([param, moment_1, moment_2], grad, numbers);
+    let momentum = AdaptiveMomentumState {
+        time,
+        moment_1,
+        moment_2,
+        max_moment_2: None,
+    };
+    Ok((param, AdamWState::new(momentum)))
 }
 
 /// Names of the two moments of a parameter.

@@ -28,11 +28,7 @@ pub(super) const PLANES: usize = 4;
 const CHANNELS: usize = 32;
 
 #[cube(launch_unchecked)]
-#[expect(
-    clippy::too_many_arguments,
-    clippy::too_many_lines,
-    reason = "a kernel is bound to its buffers, and its steps share registers"
-)]
+#[expect(clippy::too_many_arguments, reason = "what the kernel is bound to")]
 fn input_grads_kernel<F: Float, N: Size>(
     xbc: &Array<Vector<F, N>>,
     dy: &Array<Vector<F, N>>,

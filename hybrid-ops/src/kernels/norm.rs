@@ -25,8 +25,10 @@ use super::view::{Rows, RowsLaunch, View, address_type, common_width, row_start}
 /// Units of a cube, at most: more would leave too few registers to each.
 const MOST_UNITS: u32 = 512;
 
-/// Units of a multiprocessor that hold parts of rows at the same time.
-const RESIDENT_UNITS: u32 = 1024;
+/// Units of a multiprocessor that hold parts of rows at the same time. Backward has few: each cube
+/// leaves a partial sum of the weight's gradient.
+const FORWARD_UNITS: u32 = 2048;
+const BACKWARD_UNITS: u32 = 1024;
 
 /// Who holds what of a segment; known when the kernel is compiled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -293,8 +295,9 @@ struct Plan<R: CubeRuntime> {
 }
 
 impl<R: CubeRuntime> Plan<R> {
-    /// With vectors that suit further views, too, and elements of `out`.
-    fn new(norm: &Norm<'_, R>, others: &[&View<R>], out: DType) -> Self {
+    /// With vectors that suit further views, too, and elements of `out`; `resident` units a
+    /// multiprocessor.
+    fn new(norm: &Norm<'_, R>, others: &[&View<R>], out: DType, resident: u32) -> Self {
         let x = View::read(norm.x);
         let z = norm.z.map(View::read);
         for other in z.iter().chain(others.iter().copied()) {
@@ -327,7 +330,7 @@ impl<R: CubeRuntime> Plan<R> {
             held: vectors.div_ceil(units),
             is_whole: vectors.is_multiple_of(units),
         };
-        let resident = (RESIDENT_UNITS / team.units).max(1) * multiprocessors(client);
+        let resident = (resident / team.units).max(1) * multiprocessors(client);
         let cubes = (resident as usize / segments).clamp(1, x.rows().max(1));
         Self {
             weight: into_contiguous(cast(norm.weight.clone(), DType::F32)),
@@ -383,7 +386,7 @@ pub(super) fn forward<R: CubeRuntime>(
     norm: &Norm<'_, R>,
     out: DType,
 ) -> (CubeTensor<R>, CubeTensor<R>) {
-    let plan = Plan::new(norm, &[], out);
+    let plan = Plan::new(norm, &[], out, FORWARD_UNITS);
     let y = empty(norm.x, norm.x.meta.shape().clone(), out);
     let rstd = empty(norm.x, [plan.x.rows(), plan.segments], DType::F32);
     let views: Vec<_> = [&plan.x].into_iter().chain(&plan.z).collect();
@@ -425,7 +428,7 @@ pub(super) fn backward<R: CubeRuntime>(
     let incoming = View::read(dout);
     let into = dz.map(View::written);
     let others: Vec<_> = [&incoming].into_iter().chain(&into).collect();
-    let plan = Plan::new(norm, &others, dout.dtype);
+    let plan = Plan::new(norm, &others, dout.dtype, BACKWARD_UNITS);
     assert_eq!(
         rstd.meta.num_elements(),
         plan.x.rows() * plan.segments,

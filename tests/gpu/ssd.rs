@@ -2,9 +2,9 @@
 //!
 //! Bounds are shares of the largest expected value. In f32, in units of 2^-24: a value goes through
 //! five sums of at most 256 terms whose roundings are independent, 16 units each; and the decay
-//! between two tokens has an exponent which is a difference of sums along a chunk, wrong by one unit
-//! of the largest of them. In 16 bits: operands are rounded once before each product, results once
-//! more, half a unit each; eight of them are allowed for.
+//! between two tokens has an exponent which is a difference of sums along a chunk, wrong by one
+//! unit of the largest of them. In 16 bits: operands are rounded once before each product, results
+//! once more, half a unit each; eight of them are allowed for.
 
 use burn::backend::{Autodiff, NdArray};
 use burn::prelude::*;

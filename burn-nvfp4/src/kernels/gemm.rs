@@ -1,7 +1,7 @@
 //! GEMMs on operands in device memory.
 //!
-//! [`routine`] says which routine runs where; [`dense`], [`batched()`] and [`fp4`] run it. All of them accumulate
-//! in f32, apply tensor scales after the sums, add the bias in f32 and round once.
+//! [`routine`] says which routine runs where; [`dense`], [`batched()`] and [`fp4`] run it. All of
+//! them accumulate in f32, apply tensor scales after the sums, add the bias in f32 and round once.
 
 pub mod epilogue;
 pub mod emulated;

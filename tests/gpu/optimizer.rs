@@ -115,13 +115,51 @@ fn an_update_in_place_is_an_update() {
     assert_eq!(host(&moment_1), before[1]);
 }
 
+/// Kills: a tensor of a shared launch that is updated with the gradient of another, or twice, or not
+/// at all; a result at the place of another.
+#[test]
+fn updates_that_share_launches_are_the_same_updates() {
+    let Some(_turn) = exclusive() else { return };
+    let device = Default::default();
+    let factor = dense(&[0.5], [1], DType::F32, &device);
+    for factor in [None, Some(&factor)] {
+        let mut expected = Vec::new();
+        let mut states = Vec::new();
+        let mut held = None;
+        for dtype in dtypes() {
+            for len in [
+                1, 64, 37, 4096, 2, 10_002, 68, 72, 76, 80, 84, 88, 92, 1_048_580,
+            ] {
+                let param = values(len, 1.0, len as u64, DType::F32);
+                let grad = dense(&gradient(len, 1, dtype), [len], dtype, &device);
+                let alone = adamw::step(state(&param), &grad, &numbers(0.1, 1), factor);
+                expected.push(parts(&alone));
+                let state = state(&param);
+                if len == 4096 {
+                    held = Some((parts(&state), state.clone()));
+                }
+                states.push((state, grad));
+            }
+        }
+        let got = adamw::steps(states, &numbers(0.1, 1), factor);
+        assert_eq!(got.len(), expected.len());
+        for (i, (got, expected)) in got.iter().zip(&expected).enumerate() {
+            assert!(parts(got) == *expected, "state {i}");
+        }
+        let (before, state) = held.unwrap();
+        assert!(parts(&state) == before, "a state that somebody holds");
+    }
+}
+
 /// Kills: a tensor that writes its partial sums over another's, a tail that is left out.
 #[test]
 fn the_sum_of_squares_is_that_of_all_gradients_in_one_order() {
     let Some(_turn) = exclusive() else { return };
     let device = Default::default();
     for dtype in dtypes() {
-        let lens = [1, 7, 4096, 100_001, 0, 64];
+        let lens = [
+            1, 7, 4096, 100_001, 0, 64, 3, 200_000, 16, 17, 18, 19, 20, 21, 22, 23, 24,
+        ];
         let grads: Vec<_> = lens
             .iter()
             .enumerate()

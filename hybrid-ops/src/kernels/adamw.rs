@@ -1,6 +1,8 @@
 //! One AdamW update of a parameter and its moments, one pass over memory.
 //!
 //! The arithmetic of burn's `AdamW` in its order: moments, bias correction, decoupled decay, step.
+//! Small tensors share a launch: most parameters of a model are vectors, and take longer to launch
+//! than to update.
 
 use burn_backend::DType;
 use burn_cubecl::CubeRuntime;
@@ -11,6 +13,7 @@ use cubecl::ir::StorageType;
 use cubecl::prelude::*;
 
 use super::elementwise::{grid, in_place, vector_width};
+use super::sums::word;
 pub use crate::op::AdamW;
 
 /// A parameter and its moments.
@@ -89,19 +92,82 @@ fn step_kernel<G: Float, N: Size>(
     if comptime!(has_factor) {
         g *= Vector::<f32, N>::new(factor.as_ref().unwrap()[0]);
     }
-    let m = moment_1[ABSOLUTE_POS] * Vector::<f32, N>::new(update.beta1)
+    let (p, m, v) = updated::<N>(
+        param[ABSOLUTE_POS],
+        moment_1[ABSOLUTE_POS],
+        moment_2[ABSOLUTE_POS],
+        g,
+        &update,
+    );
+    new_param[ABSOLUTE_POS] = p;
+    new_moment_1[ABSOLUTE_POS] = m;
+    new_moment_2[ABSOLUTE_POS] = v;
+}
+
+/// Parameter and moments after an update.
+#[cube]
+fn updated<N: Size>(
+    param: Vector<f32, N>,
+    moment_1: Vector<f32, N>,
+    moment_2: Vector<f32, N>,
+    g: Vector<f32, N>,
+    update: &Update,
+) -> (Vector<f32, N>, Vector<f32, N>, Vector<f32, N>) {
+    let m = moment_1 * Vector::<f32, N>::new(update.beta1)
         + g * Vector::<f32, N>::new(update.one_minus_beta1);
-    let v = moment_2[ABSOLUTE_POS] * Vector::<f32, N>::new(update.beta2)
+    let v = moment_2 * Vector::<f32, N>::new(update.beta2)
         + g * g * Vector::<f32, N>::new(update.one_minus_beta2);
     let root = Vector::sqrt(v / Vector::<f32, N>::new(update.correction2));
     let delta = m
         / Vector::<f32, N>::new(update.correction1)
         / (root + Vector::<f32, N>::new(update.epsilon));
-    let p = param[ABSOLUTE_POS] * Vector::<f32, N>::new(update.keep)
-        - delta * Vector::<f32, N>::new(update.lr);
-    new_param[ABSOLUTE_POS] = p;
-    new_moment_1[ABSOLUTE_POS] = m;
-    new_moment_2[ABSOLUTE_POS] = v;
+    let p = param * Vector::<f32, N>::new(update.keep) - delta * Vector::<f32, N>::new(update.lr);
+    (p, m, v)
+}
+
+/// One of the tensors of a shared launch, updated in place.
+#[derive(CubeType, CubeLaunch)]
+struct Tensors<G: Float, N: Size> {
+    param: Array<Vector<f32, N>>,
+    moment_1: Array<Vector<f32, N>>,
+    moment_2: Array<Vector<f32, N>>,
+    grad: Array<Vector<G, N>>,
+    len: usize,
+}
+
+/// Cubes of row `y` of the grid work on the `y`th tensor.
+#[cube(launch_unchecked)]
+fn steps_kernel<G: Float, N: Size>(
+    tensors: &mut Sequence<Tensors<G, N>>,
+    factor: &ComptimeOption<Array<f32>>,
+    update: Update,
+    #[comptime] units: u32,
+    #[define(G)] _grad_dtype: StorageType,
+) {
+    let has_factor = factor.is_some();
+    let at = (CUBE_POS_X * units + UNIT_POS) as usize;
+    #[unroll]
+    for i in 0..tensors.len() {
+        if CUBE_POS_Y as usize == i {
+            let tensors = tensors.index_mut(i);
+            if at < tensors.len {
+                let mut g = Vector::<f32, N>::cast_from(tensors.grad[at]);
+                if comptime!(has_factor) {
+                    g *= Vector::<f32, N>::new(factor.as_ref().unwrap()[0]);
+                }
+                let (p, m, v) = updated::<N>(
+                    tensors.param[at],
+                    tensors.moment_1[at],
+                    tensors.moment_2[at],
+                    g,
+                    &update,
+                );
+                tensors.param[at] = p;
+                tensors.moment_1[at] = m;
+                tensors.moment_2[at] = v;
+            }
+        }
+    }
 }
 
 /// [`step`] of `[parameter, first moment, second moment, gradient]`.
@@ -134,25 +200,12 @@ pub fn step<R: CubeRuntime>(
     adamw: &AdamW,
     factor: Option<&CubeTensor<R>>,
 ) -> State<R> {
+    let (state, grad) = checked(state, grad);
     let State {
         param,
         moment_1,
         moment_2,
     } = state;
-    for tensor in [&param, &moment_1, &moment_2] {
-        assert_eq!(tensor.dtype, DType::F32, "adamw: parameter and moments");
-        assert_eq!(
-            tensor.meta.shape(),
-            grad.meta.shape(),
-            "adamw: parameter, moments and gradient"
-        );
-    }
-    if let Some(factor) = factor {
-        let found = (factor.dtype, factor.meta.num_elements());
-        assert_eq!(found, (DType::F32, 1), "adamw: factor");
-    }
-    let grad = into_contiguous(grad.clone());
-    let [param, moment_1, moment_2] = [param, moment_1, moment_2].map(into_contiguous);
     let client = grad.client.clone();
     let len = grad.meta.num_elements();
     if len == 0 {
@@ -168,10 +221,7 @@ pub fn step<R: CubeRuntime>(
     let (param, param_in, param_out) = in_place(param, 0);
     let (moment_1, moment_1_in, moment_1_out) = in_place(moment_1, 1);
     let (moment_2, moment_2_in, moment_2_out) = in_place(moment_2, 2);
-    let factor = match factor {
-        Some(factor) => ComptimeOptionArgs::Some(factor.clone().into_array_arg()),
-        None => ComptimeOptionArgs::None,
-    };
+    let factor = argument(factor);
     count_launch();
     // SAFETY: units beyond `len` return, and all buffers hold as many elements.
     unsafe {
@@ -198,5 +248,156 @@ pub fn step<R: CubeRuntime>(
         param,
         moment_1,
         moment_2,
+    }
+}
+
+/// Elements of a tensor that shares a launch, at most.
+const SMALL: usize = 1 << 20;
+
+/// Tensors of a launch, at most.
+const MOST_TENSORS: usize = 6;
+
+/// [`step`] for many parameters: small ones, if nobody else holds their memory, a few to a launch.
+///
+/// The results are in the order of `states`.
+///
+/// # Panics
+/// As [`step`].
+pub fn steps<R: CubeRuntime>(
+    states: Vec<(State<R>, CubeTensor<R>)>,
+    adamw: &AdamW,
+    factor: Option<&CubeTensor<R>>,
+) -> Vec<State<R>> {
+    let mut done: Vec<Option<State<R>>> = states.iter().map(|_| None).collect();
+    let mut small = Vec::new();
+    for (index, (state, grad)) in states.into_iter().enumerate() {
+        let (state, grad) = checked(state, &grad);
+        let len = grad.meta.num_elements();
+        let all = [&state.param, &state.moment_1, &state.moment_2];
+        let is_small = (1..=SMALL).contains(&len) && all.iter().all(|tensor| tensor.can_mut());
+        if is_small {
+            let width = vector_width(len, &[all[0], all[1], all[2], &grad]);
+            small.push(Job {
+                index,
+                state,
+                grad,
+                width,
+            });
+        } else {
+            done[index] = Some(step(state, &grad, adamw, factor));
+        }
+    }
+    // Neighbours have one kernel and about one size: the grid is as wide as the longest.
+    small.sort_by_key(|job| {
+        (
+            job.width,
+            job.grad.dtype.size(),
+            job.grad.meta.num_elements(),
+        )
+    });
+    while let Some(first) = small.first() {
+        let bindings = first.grad.client.properties().hardware.max_bindings as usize;
+        // Four buffers each, the factor, and what the runtime adds.
+        let most = (bindings.saturating_sub(2) / 4).clamp(1, MOST_TENSORS);
+        let alike = small
+            .iter()
+            .take(most)
+            .take_while(|job| (job.width, job.grad.dtype) == (first.width, first.grad.dtype));
+        let rest = small.split_off(alike.count());
+        launch_together(&small, adamw, factor);
+        for job in std::mem::replace(&mut small, rest) {
+            done[job.index] = Some(job.state);
+        }
+    }
+    let all = done
+        .into_iter()
+        .map(|state| state.expect("every state was updated"));
+    all.collect()
+}
+
+/// A tensor of a shared launch.
+struct Job<R: CubeRuntime> {
+    index: usize,
+    state: State<R>,
+    grad: CubeTensor<R>,
+    width: usize,
+}
+
+fn launch_together<R: CubeRuntime>(jobs: &[Job<R>], adamw: &AdamW, factor: Option<&CubeTensor<R>>) {
+    let Some(first) = jobs.first() else { return };
+    let vectors = |job: &Job<R>| job.grad.meta.num_elements() / job.width;
+    let longest = jobs.iter().map(vectors).max().unwrap_or(1);
+    let dim = CubeDim::new(&first.grad.client, longest);
+    let units = dim.num_elems();
+    let array = |tensor: &CubeTensor<R>| tensor.clone().into_array_arg();
+    let tensors = jobs.iter().map(|job| {
+        let State {
+            param,
+            moment_1,
+            moment_2,
+        } = &job.state;
+        TensorsLaunch::new(
+            array(param),
+            array(moment_1),
+            array(moment_2),
+            array(&job.grad),
+            vectors(job),
+        )
+    });
+    count_launch();
+    // SAFETY: a cube works on the tensor of its row of the grid, on vectors below its length.
+    unsafe {
+        steps_kernel::launch_unchecked::<R>(
+            &first.grad.client,
+            CubeCount::new_2d(word(longest).div_ceil(units), word(jobs.len())),
+            CubeDim::new_1d(units),
+            first.width,
+            tensors.collect(),
+            argument(factor),
+            adamw.launch(),
+            units,
+            first.grad.dtype.into(),
+        );
+    }
+}
+
+/// A state and its gradient, dense.
+///
+/// # Panics
+/// If their shapes differ, or parameter or moments are not f32.
+fn checked<R: CubeRuntime>(state: State<R>, grad: &CubeTensor<R>) -> (State<R>, CubeTensor<R>) {
+    let State {
+        param,
+        moment_1,
+        moment_2,
+    } = state;
+    for tensor in [&param, &moment_1, &moment_2] {
+        assert_eq!(tensor.dtype, DType::F32, "adamw: parameter and moments");
+        assert_eq!(
+            tensor.meta.shape(),
+            grad.meta.shape(),
+            "adamw: parameter, moments and gradient"
+        );
+    }
+    let state = State {
+        param: into_contiguous(param),
+        moment_1: into_contiguous(moment_1),
+        moment_2: into_contiguous(moment_2),
+    };
+    (state, into_contiguous(grad.clone()))
+}
+
+/// The argument for a factor.
+///
+/// # Panics
+/// If it is not one f32.
+fn argument<R: CubeRuntime>(factor: Option<&CubeTensor<R>>) -> ComptimeOptionArgs<Array<f32>, R> {
+    match factor {
+        Some(factor) => {
+            let found = (factor.dtype, factor.meta.num_elements());
+            assert_eq!(found, (DType::F32, 1), "adamw: factor");
+            ComptimeOptionArgs::Some(factor.clone().into_array_arg())
+        }
+        None => ComptimeOptionArgs::None,
     }
 }

@@ -129,6 +129,10 @@ fn forward_kernel<F: Float, T: Numeric, N: Size>(
 
 /// `slopes` are in the memory of the result, or `product` is.
 #[cube(launch_unchecked, address_type = "dynamic")]
+#[expect(
+    clippy::collapsible_if,
+    reason = "a comptime condition is not a runtime one"
+)]
 fn backward_kernel<F: Float, N: Size>(
     slopes: &Array<Vector<F, N>>,
     grad: &Array<f32>,
@@ -171,7 +175,7 @@ pub(super) fn forward<R: CubeRuntime>(
     let address_type = logits.required_address_type();
     let dtype = logits.dtype;
     #[expect(
-        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
         reason = "rounding to f32 is what is wanted"
     )]
     let inverse_n = (n as f64).recip() as f32;

@@ -135,7 +135,7 @@ fn forward_kernel<X: Float, Z: Float, O: Float, N: Size>(
                 value = Vector::<f32, N>::cast_from(x[x_start + place]);
                 if comptime!(has_gate) {
                     let gate = Vector::<f32, N>::cast_from(z.as_ref().unwrap()[z_start + place]);
-                    value = value * silu::<N>(gate);
+                    value *= silu::<N>(gate);
                 }
             }
             squares += value * value;
@@ -225,7 +225,7 @@ fn backward_kernel<X: Float, Z: Float, O: Float, N: Size>(
                 let s = sigmoid::<N>(gate);
                 slopes[v] = silu_slope::<N>(gate, s);
                 gates[v] = gate * s;
-                value = value * gates[v];
+                value *= gates[v];
             }
             let normal = value * Vector::<f32, N>::new(scale);
             dweight[v] += grad * normal;

@@ -70,7 +70,7 @@ pub(super) fn cube_sum(value: f32, shared: &mut SharedMemory<f32>, #[comptime] t
         let planes = comptime!((team.units / plane) as usize);
         let mut sum = plane_sum(value);
         if comptime!(planes > 1) {
-            if UNIT_POS % plane == 0 {
+            if UNIT_POS_PLANE == 0 {
                 shared[(UNIT_POS / plane) as usize] = sum;
             }
             sync_cube();

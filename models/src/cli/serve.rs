@@ -94,7 +94,7 @@ pub(crate) fn dequantize(arguments: &DequantizeArgs) -> Result<Success, Failure>
 pub(crate) fn export(arguments: &ExportArgs) -> Result<Success, Failure> {
     let directory = RunDirectory::at(&arguments.run);
     let checkpoint = directory.load(arguments.step).map_err(Failure::error)?;
-    let step = checkpoint.state.step;
+    let step = checkpoint.step();
     let damaged = |error: String| {
         let path = directory.checkpoint(step);
         Failure::Error(format!("{}: {error}", path.display()))

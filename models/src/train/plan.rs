@@ -2,11 +2,14 @@
 
 use serde_json::Value;
 
+use super::guard::GuardConfig;
+use crate::checkpoint::run::Position;
+
 /// The numbers of the loop.
 #[derive(Clone, Debug)]
 pub struct StepPlan {
-    /// Steps that were taken before.
-    pub done: u64,
+    /// Where the run stood before.
+    pub position: Position,
     /// Steps of the whole run.
     pub total: u64,
     /// Micro-batches in a step.
@@ -19,8 +22,14 @@ pub struct StepPlan {
     pub validate_every: u64,
     /// Steps between checkpoints.
     pub save_every: u64,
-    /// Checkpoints that stay.
+    /// Checkpoints that stay, besides the best one.
     pub keep: usize,
+    /// Which steps update the model.
+    pub guard: GuardConfig,
+    /// Parameters of the model, for its FLOPs.
+    pub parameters: u64,
+    /// What the device could do, FLOP/s; absent: unknown.
+    pub peak_flops: Option<f64>,
     /// Bytes of text per training token.
     pub train_bytes_per_token: f64,
     /// Bytes of text per validation token.
@@ -50,7 +59,7 @@ pub struct FinalFigures {
 }
 
 /// What the loop leaves behind.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Outcome {
     /// Steps taken in all.
     pub step: u64,
@@ -60,4 +69,10 @@ pub struct Outcome {
     pub seconds: f64,
     /// Training tokens per second of training steps alone, over this process.
     pub tokens_per_second: f64,
+    /// Steps that did not update the model.
+    pub skipped: u64,
+    /// Seconds in which training waited for checkpoints.
+    pub waited_seconds: f64,
+    /// Why the last state could not be saved, if it could not.
+    pub unsaved: Option<String>,
 }

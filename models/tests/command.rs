@@ -442,6 +442,31 @@ fn a_run_that_came_to_no_checkpoint_begins_again_with_its_configuration() {
 }
 
 #[test]
+fn a_number_with_seventeen_digits_survives_the_way_through_a_checkpoint() {
+    // The last learning rate keeps its ratio to the peak: 0.000011000000000000001 here, of which a
+    // JSON reader may lose the last bit. The run was then refused, or went on with another rate.
+    let desk = Desk::new();
+    let rates = |run: &str| {
+        let log = fs::read_to_string(desk.path(run).join("log.jsonl")).unwrap();
+        let rate = |line: &str| {
+            let rest = line.split_once("\"learning_rate\":")?.1;
+            Some(rest.split(',').next()?.to_owned())
+        };
+        log.lines().filter_map(rate).collect::<Vec<_>>()
+    };
+    assert!(desk.train("--lr 0.0011 --out run").status.success());
+    let whole = rates("run");
+    assert_eq!(whole[5], "0.000011000000000000001");
+    for arguments in ["--config run.toml --lr 0.0011", ""] {
+        let resume = format!("train --plain --out run --resume=3 {arguments}");
+        let output = desk.command(&resume).output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{arguments}: {stderr}");
+        assert_eq!(rates("run"), whole, "{arguments}");
+    }
+}
+
+#[test]
 fn runs_are_listed_with_their_state_steps_and_losses() {
     let desk = Desk::after_a_run();
     let listed = |folder: &str| {

@@ -152,7 +152,7 @@ impl Run<'_> {
             train_bytes_per_token: 1.0,
             valid_bytes_per_token: 1.0,
             identity: json!({}),
-            config: json!({}),
+            config: String::new(),
         };
         let schedule = Schedule {
             peak: 3e-3,

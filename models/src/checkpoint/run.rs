@@ -223,8 +223,8 @@ pub struct RunState {
     pub versions: Versions,
     /// What a resumed run must share: model, recipe, data, seed, batch, optimizer, schedule.
     pub identity: Value,
-    /// The whole resolved configuration.
-    pub config: Value,
+    /// The whole resolved configuration, as TOML: reading JSON may lose the last bit of a number.
+    pub config: String,
 }
 
 impl RunState {

@@ -27,6 +27,8 @@ const DEFAULT: &str = include_str!("../../../configs/default.toml");
 pub(crate) struct Prepared {
     /// The resolved configuration.
     pub(crate) config: TrainConfig,
+    /// The same as TOML.
+    pub(super) config_text: String,
     /// The model.
     pub(crate) model: HybridConfig,
     pub(super) tokenizer: Tokenizer,
@@ -100,8 +102,10 @@ pub(super) fn prepare(arguments: &TrainArgs) -> Result<Prepared, Failure> {
             ));
         }
     }
+    let config_text = toml::to_string(&config).map_err(Failure::error)?;
     Ok(Prepared {
         config,
+        config_text,
         model,
         tokenizer,
         tokens: Arc::new(tokens),
@@ -188,10 +192,8 @@ fn kept_config(
 ) -> Result<TrainConfig, Failure> {
     match begin.checkpoint() {
         Some(checkpoint) => {
-            serde_json::from_value(checkpoint.state.config.clone()).map_err(|error| {
-                let path = directory.checkpoint(checkpoint.step());
-                Failure::Error(format!("{}: state.json: {error}", path.display()))
-            })
+            let path = directory.checkpoint(checkpoint.step()).join("state.json");
+            TrainConfig::from_toml(&checkpoint.state.config, &path).map_err(Failure::error)
         }
         None if directory.config().is_file() => from_file(&directory.config()),
         None => Ok(otherwise),

@@ -144,9 +144,8 @@ impl Prepared {
                 aside.display()
             ));
         }
-        let config = toml::to_string(&self.config).map_err(Failure::error)?;
         durable::write_file::<std::io::Error>(&directory.config(), |out| {
-            out.write_all(config.as_bytes())
+            out.write_all(self.config_text.as_bytes())
         })
         .map_err(|error| {
             let path = directory.config();
@@ -154,6 +153,7 @@ impl Prepared {
         })?;
         let log = match &self.begin {
             Begin::New | Begin::Again => RunLog::create(&path, &self.first_line()),
+            Begin::After(..) if !path.exists() => RunLog::create(&path, &self.first_line()),
             Begin::After(_, damaged) => {
                 let (step, damaged) = (position.step, damaged.clone());
                 let first = LogLine::Resume { step, damaged };
@@ -218,7 +218,7 @@ impl Prepared {
             train_bytes_per_token: self.tokens.bytes_per_token(Split::Training),
             valid_bytes_per_token: self.tokens.bytes_per_token(Split::Validation),
             identity: self.identity.clone(),
-            config: json!(config),
+            config: self.config_text.clone(),
         }
     }
 

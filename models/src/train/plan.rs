@@ -37,7 +37,7 @@ pub struct StepPlan {
     /// See [`RunState::identity`](crate::checkpoint::run::RunState::identity).
     pub identity: Value,
     /// See [`RunState::config`](crate::checkpoint::run::RunState::config).
-    pub config: Value,
+    pub config: String,
 }
 
 /// How a run ended.

@@ -58,13 +58,17 @@ fn tensors(desk: &Desk, run: &str) -> [Vec<u8>; 2] {
         .map(|name| fs::read(folder.join(name)).unwrap())
 }
 
-/// True while a save is under way, or was when its process was killed.
-fn is_saving(desk: &Desk, run: &str) -> bool {
+/// True while a process that began at `begin` saves, or was saving when it was killed. What an
+/// earlier one left behind is older.
+fn is_saving(desk: &Desk, run: &str, begin: SystemTime) -> bool {
     let Ok(mut names) = fs::read_dir(desk.path(run).join("checkpoints")) else {
         return false;
     };
     names.any(|entry| {
-        entry.is_ok_and(|entry| entry.file_name().to_string_lossy().ends_with(".part"))
+        let Ok(entry) = entry else { return false };
+        let changed = entry.metadata().and_then(|entry| entry.modified());
+        let is_new = changed.is_ok_and(|at| at > begin);
+        is_new && entry.file_name().to_string_lossy().ends_with(".part")
     })
 }
 
@@ -121,11 +125,12 @@ fn a_run_killed_at_thirty_random_moments_comes_to_the_same_losses() {
     let (mut kills, mut inside, mut number) = (0, 0, 0);
     while kills < KILLS {
         let run = format!("killed-{number}");
+        let born = SystemTime::now();
         let mut child = start(&desk, &run);
         let (begin, moment) = (Instant::now(), random.below(LONGEST));
         let mut ended = ends_before(&mut child, || begin.elapsed() >= moment);
         if !ended && kills % 2 == 1 {
-            ended = ends_before(&mut child, || is_saving(&desk, &run));
+            ended = ends_before(&mut child, || is_saving(&desk, &run, born));
             sleep(random.below(INSIDE_A_SAVE));
         }
         child.kill().unwrap();
@@ -137,7 +142,7 @@ fn a_run_killed_at_thirty_random_moments_comes_to_the_same_losses() {
             continue;
         }
         kills += 1;
-        inside += u64::from(is_saving(&desk, &run));
+        inside += u64::from(is_saving(&desk, &run, born));
         let so_far = trace(&desk, &run);
         let same = expected.get(..so_far.len()) == Some(&so_far[..]);
         assert!(same, "{run}, kill {kills}, seed {seed}: {so_far:?}");

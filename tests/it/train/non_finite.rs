@@ -4,7 +4,10 @@ use burn::backend::{Autodiff, NdArray};
 use burn::tensor::TensorData;
 use burn_nvfp4::Nvfp4;
 use burn_nvfp4::recipe::{Policy, presets};
+use burn_nvfp4_models::train::diagnosis::Diagnose;
+use burn_nvfp4_models::train::gradients::value_of_non_finite;
 use burn_nvfp4_models::train::numerics::{Quantized, Unquantized};
+use burn_nvfp4_models::train::params::{read_parameters, write_parameters};
 
 use super::*;
 use crate::device::exclusive;
@@ -66,4 +69,30 @@ fn a_quantized_operand_that_is_no_number_is_named_with_its_layer() {
         error.contains("fprop.rhs of layers.1.mixer.up_proj, from the value of layers.1.mixer"),
         "{error}"
     );
+}
+
+#[test]
+fn a_forward_that_overflows_is_named_by_its_first_value() {
+    let _device = exclusive();
+    let dir = tempfile::tempdir().unwrap();
+    let batches = TrainBatches::new(
+        tokens(dir.path()),
+        shape(2, 32, 1),
+        0,
+        0,
+        Default::default(),
+    );
+    let ids = batches.unwrap().at(0, 0).inputs;
+    let model: HybridLm<Autodiff<NdArray>> = tiny().init(&Default::default(), 3);
+    assert_eq!(model.first_non_finite(ids.clone()), None);
+    // Each factor is a number and so is every weight; what block 1 makes of them is none.
+    let mut parameters = read_parameters(&model);
+    let weight = &parameters["layers.1.mixer.up_proj.weight"];
+    let huge: Vec<f32> = weight.iter::<f32>().map(|value| value * 1e22).collect();
+    let huge = TensorData::new(huge, weight.shape.clone());
+    parameters.insert("layers.1.mixer.up_proj.weight".to_owned(), huge);
+    let model = write_parameters(model, &parameters, &Default::default()).unwrap();
+    assert_eq!(value_of_non_finite(&model), None);
+    let found = model.first_non_finite(ids);
+    assert_eq!(found.as_deref(), Some("layers.1.mixer"));
 }

@@ -22,7 +22,7 @@ fn checkpoint(step: u64) -> RunCheckpoint {
             },
             versions: Versions::current(),
             identity: json!({"seed": 1}),
-            config: json!({}),
+            config: String::new(),
         },
         parameters: tensors.clone(),
         moments: tensors,

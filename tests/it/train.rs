@@ -28,7 +28,7 @@ use burn_nvfp4_models::train::guard::GuardConfig;
 use burn_nvfp4_models::train::log::{LogLine, RunLog};
 use burn_nvfp4_models::train::numerics::Numerics;
 use burn_nvfp4_models::train::optim::OptimizerConfig;
-use burn_nvfp4_models::train::plan::{Outcome, StepPlan};
+use burn_nvfp4_models::train::plan::{Outcome, Snapshot, StepPlan};
 use burn_nvfp4_models::train::schedule::{DecayShape, Schedule};
 use burn_nvfp4_models::train::strategy::StepStrategy;
 use serde_json::json;
@@ -88,6 +88,7 @@ struct Run<'a> {
     total: u64,
     save_every: u64,
     guard: GuardConfig,
+    snapshot: Snapshot,
 }
 
 /// Stops at the first NaN, and lets spikes be.
@@ -146,6 +147,7 @@ impl Run<'_> {
             validate_every: 4,
             save_every: self.save_every,
             keep: 9,
+            snapshot: self.snapshot,
             guard: self.guard,
             parameters: 20_000,
             peak_flops: Some(1e12),

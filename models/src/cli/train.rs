@@ -212,6 +212,7 @@ impl Prepared {
             validate_every: config.validation.every,
             save_every: config.checkpoint.every,
             keep: config.checkpoint.keep,
+            snapshot: config.precision.backend.snapshot(),
             guard: config.guard,
             parameters: self.model.num_params(),
             peak_flops: config.peak_tflops.map(|peak| peak * 1e12),

@@ -14,6 +14,7 @@ use crate::data::BatchShape;
 
 use super::guard::GuardConfig;
 use super::optim::OptimizerConfig;
+use super::plan::Snapshot;
 use super::schedule::{DecayShape, Schedule};
 
 /// Most tokens in one micro-batch: beyond it the logits alone pass 64 GB.
@@ -175,6 +176,16 @@ pub enum BackendName {
     Wgpu,
     /// burn-cuda; in builds with the feature `cuda`.
     Cuda,
+}
+
+impl BackendName {
+    /// How checkpoints get the tensors of this backend.
+    pub fn snapshot(self) -> Snapshot {
+        match self {
+            Self::Ndarray | Self::Flex => Snapshot::Shared,
+            Self::Wgpu | Self::Cuda => Snapshot::Copied,
+        }
+    }
 }
 
 /// When and on how much to validate.

@@ -5,6 +5,16 @@ use serde_json::Value;
 use super::guard::GuardConfig;
 use crate::checkpoint::run::Position;
 
+/// What training waits for when a checkpoint is due.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Snapshot {
+    /// For nothing: the tensors lie in the host's memory already and are shared with the thread
+    /// that saves; the next update makes new ones.
+    Shared,
+    /// For the copy to the host: a device has no room for its tensors twice.
+    Copied,
+}
+
 /// The numbers of the loop.
 #[derive(Clone, Debug)]
 pub struct StepPlan {
@@ -24,6 +34,8 @@ pub struct StepPlan {
     pub save_every: u64,
     /// Checkpoints that stay, besides the best one.
     pub keep: usize,
+    /// What training waits for when a checkpoint is due.
+    pub snapshot: Snapshot,
     /// Which steps update the model.
     pub guard: GuardConfig,
     /// Parameters of the model, for its FLOPs.

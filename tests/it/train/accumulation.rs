@@ -19,6 +19,7 @@ fn two_micro_batches_equal_one_of_double_size() {
             total: 3,
             save_every: 3,
             guard: STRICT,
+            snapshot: Snapshot::Shared,
         };
         run.go::<Autodiff<NdArray>>(Box::new(Unquantized), None, &Interrupter::new())
             .unwrap();

@@ -78,6 +78,7 @@ fn a_bad_step_is_skipped_and_the_run_goes_on_also_from_a_checkpoint_in_between()
         total: 8,
         save_every: 4,
         guard: guard(3),
+        snapshot: Snapshot::Shared,
     };
     let (whole, parts) = (run("whole"), run("parts"));
     let broken = || Broken::at(&[3, 4, 6]);
@@ -122,6 +123,7 @@ fn too_many_bad_steps_in_a_row_stop_the_run_with_the_last_good_state() {
         total: 100,
         save_every: 100,
         guard: guard(3),
+        snapshot: Snapshot::Shared,
     };
     let stopped = run("stopped");
     let error = stopped
@@ -198,6 +200,7 @@ fn an_outlier_is_skipped_and_a_resumed_run_judges_alike() {
         total: 24,
         save_every: 12,
         guard: nervous(SpikeAction::Skip),
+        snapshot: Snapshot::Shared,
     };
     let (whole, parts) = (run("whole"), run("parts"));
     let outcome = whole.go::<B>(Broken::at(&[]), None, &Interrupter::new());
@@ -230,6 +233,7 @@ fn a_rewind_goes_back_to_the_checkpoint_and_on_with_other_data() {
             in_a_row: 1,
             at_most,
         }),
+        snapshot: Snapshot::Copied,
     };
     let back = run("back", 1000);
     let outcome = back.go::<B>(Broken::at(&[]), None, &Interrupter::new());

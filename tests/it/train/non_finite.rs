@@ -27,6 +27,7 @@ fn error_with_nan_in<B: AutodiffBackend>(
         total: 4,
         save_every: 2,
         guard: STRICT,
+        snapshot: Snapshot::Shared,
     };
     run.go::<B>(numerics(), None, &Interrupter::new()).unwrap();
     let mut checkpoint = run.directory.load(Some(2)).unwrap();

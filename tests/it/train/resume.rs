@@ -51,6 +51,7 @@ fn check_resume<B: AutodiffBackend>(numerics: impl Fn() -> Box<dyn Numerics>) {
         total: 12,
         save_every: 6,
         guard: STRICT,
+        snapshot: Snapshot::Shared,
     };
     let go_on = Interrupter::new();
     let whole = run("whole");
@@ -112,6 +113,7 @@ fn an_interrupted_run_saves_its_last_step() {
         total: 100,
         save_every: 100,
         guard: STRICT,
+        snapshot: Snapshot::Shared,
     };
     /// Asks the run to stop while its third step is under way.
     #[derive(Debug)]

@@ -3,6 +3,8 @@
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
 
 use super::stored::{self, MOMENTS, PARAMETERS, STATE, Sums};
 use super::{RunCheckpoint, RunError, RunState};
@@ -12,6 +14,9 @@ const PREFIX: &str = "step-";
 /// Beginning of the names of checkpoints that were put aside.
 const PUT_ASIDE: &str = "aside-";
 const LOCK: &str = "run.lock";
+/// How often a lock that is held is tried again.
+const LOOKS: usize = 5;
+const BETWEEN_LOOKS: Duration = Duration::from_millis(20);
 
 /// The directory of one run.
 #[derive(Clone, Debug)]
@@ -110,7 +115,15 @@ impl RunDirectory {
         let mut options = OpenOptions::new();
         let file = options.create(true).truncate(false).write(true).open(&path);
         let file = file.map_err(RunError::io(&path, "open"))?;
-        match file.try_lock() {
+        let mut attempt = file.try_lock();
+        for _ in 0..LOOKS {
+            // [`Self::is_locked`] of another process may hold it for an instant.
+            if matches!(attempt, Err(TryLockError::WouldBlock)) {
+                thread::sleep(BETWEEN_LOOKS);
+                attempt = file.try_lock();
+            }
+        }
+        match attempt {
             Ok(()) => Ok(RunLock { _file: file }),
             Err(TryLockError::WouldBlock) => Err(RunError::Busy {
                 path: self.path.clone(),

@@ -189,15 +189,15 @@ fn a_failed_save_is_reported_and_what_stands_is_untouched() {
     let (_dir, run) = run();
     save(&run, &checkpoint(1), 1);
     let mut writer = CheckpointWriter::new(run.clone(), 1);
-    assert!(writer.begin(checkpoint(2)).is_none());
+    assert!(writer.begin(2, || checkpoint(2)).is_none());
     let written = writer.wait().unwrap();
     assert_eq!((written.step, written.saved.is_ok()), (2, true));
     assert_eq!(run.steps().unwrap(), [2], "rotated");
     // No folder can be made where a file is.
     let aside = run.checkpoints().join("step-00000003.part");
     fs::write(&aside, b"").unwrap();
-    assert!(writer.begin(checkpoint(3)).is_none());
-    let failed = writer.begin(checkpoint(4)).unwrap();
+    assert!(writer.begin(3, || checkpoint(3)).is_none());
+    let failed = writer.begin(4, || checkpoint(4)).unwrap();
     let error = failed.saved.unwrap_err().to_string();
     assert!(error.contains("step-00000003: cannot write"), "{error}");
     assert!(

@@ -1,7 +1,6 @@
-//! Saves checkpoints on a thread, so that training waits for the copy to the host only.
+//! Saves checkpoints on a thread, beside training.
 //!
-//! At most one save is under way: a copy of the whole state is on the host meanwhile. What goes
-//! wrong is reported and stops nothing: the next save may succeed, and what stands is untouched.
+//! At most one save is under way: a copy of the whole state is in memory meanwhile. What goes wrong is reported and stops nothing: the next save may succeed, and what stands is untouched.
 
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
@@ -45,14 +44,20 @@ impl CheckpointWriter {
         }
     }
 
-    /// Begins to save a checkpoint. Waits for the save before it, and returns what became of that.
-    pub fn begin(&mut self, checkpoint: RunCheckpoint) -> Option<Written> {
+    /// Begins to save the checkpoint of a step, which `take` hands out on the thread. Waits for the
+    /// save before it, and returns what became of that.
+    pub fn begin(
+        &mut self,
+        step: u64,
+        take: impl FnOnce() -> RunCheckpoint + Send + 'static,
+    ) -> Option<Written> {
         let before = self.wait();
-        let (step, keep) = (checkpoint.step(), self.keep);
+        let keep = self.keep;
         let directory = self.directory.clone();
         let thread = thread::Builder::new().name("checkpoint".to_owned());
         let spawned = thread.spawn(move || {
             let begin = Instant::now();
+            let checkpoint = take();
             let saved = directory.save(&checkpoint);
             let rotated = match &saved {
                 Ok(_) => directory.rotate(&checkpoint.state, keep),

@@ -1,5 +1,5 @@
-//! Checkpoints of a run in progress: the copy to the host that training waits for, what becomes of
-//! the save beside training, and the way back to a checkpoint.
+//! Checkpoints of a run in progress: what training waits for, what becomes of the save beside it,
+//! and the way back to a checkpoint.
 
 use std::time::Instant;
 
@@ -7,17 +7,17 @@ use burn::tensor::backend::AutodiffBackend;
 
 use super::{Loop, Trainable};
 use crate::checkpoint::run::writer::Written;
-use crate::checkpoint::run::{Position, RunCheckpoint, RunError, RunState, Versions};
+use crate::checkpoint::run::{NamedTensors, Position, RunCheckpoint, RunError, RunState, Versions};
 use crate::train::TrainError;
 use crate::train::guard::SpikeAction;
 use crate::train::log::{LogLine, RewindLine, SkipReason};
 use crate::train::optim::{read_moments, write_moments};
 use crate::train::params::{read_parameters, write_parameters};
-use crate::train::plan::{Ending, Outcome};
+use crate::train::plan::{Ending, Outcome, Snapshot};
 use crate::train::tap::optimizer_record;
 
 impl<B: AutodiffBackend, M: Trainable<B>> Loop<'_, B, M> {
-    /// Copies the state to the host and has it saved as that of `position`, once per step.
+    /// Has the state saved as that of `position`, once per step.
     pub(super) fn save(&mut self, position: Position) {
         let step = position.step;
         if step <= self.saved {
@@ -25,24 +25,31 @@ impl<B: AutodiffBackend, M: Trainable<B>> Loop<'_, B, M> {
         }
         let begin = Instant::now();
         let plan = &self.strategy.plan;
-        let model = self.learner.model();
-        // Before the first update there is none.
-        let moments = optimizer_record(&self.learner, &self.store)
-            .map(|records| read_moments::<B, M>(&model, &records));
-        let checkpoint = RunCheckpoint {
-            state: RunState {
-                version: RunState::VERSION,
-                position,
-                versions: Versions::current(),
-                identity: plan.identity.clone(),
-                config: plan.config.clone(),
-            },
-            parameters: read_parameters::<B, M>(&model),
-            moments: moments.unwrap_or_default(),
+        let state = RunState {
+            version: RunState::VERSION,
+            position,
+            versions: Versions::current(),
+            identity: plan.identity.clone(),
+            config: plan.config.clone(),
         };
-        drop(model);
+        let model = self.learner.model();
+        let records = optimizer_record(&self.learner, &self.store);
+        let take = move || RunCheckpoint {
+            state,
+            parameters: read_parameters::<B, M>(&model),
+            // Before the first update there are none.
+            moments: records.map_or_else(NamedTensors::new, |records| {
+                read_moments::<B, M>(&model, &records)
+            }),
+        };
         self.saved = step;
-        let before = self.writer.begin(checkpoint);
+        let before = match plan.snapshot {
+            Snapshot::Shared => self.writer.begin(step, take),
+            Snapshot::Copied => {
+                let checkpoint = take();
+                self.writer.begin(step, || checkpoint)
+            }
+        };
         self.waited_seconds += begin.elapsed().as_secs_f64();
         self.note(before);
     }

@@ -12,11 +12,11 @@
 //!         SUMS                     fingerprint, size and name of each file above, and of itself
 //! ```
 //!
-//! There is no generator state, no state of the schedule and no shuffled order to save: random bits,
-//! learning rate and batches are functions of the seed and the [`Position`]. A checkpoint is written
-//! beside its place, synced and renamed ([`crate::durable`]), by a thread of its own ([`writer`]);
-//! older ones go only after the new one stands. Loading checks sizes and fingerprints before it
-//! believes anything.
+//! There is no generator state, no state of the schedule and no shuffled order to save: random
+//! bits, learning rate and batches are functions of the seed and the [`Position`]. A checkpoint is
+//! written beside its place, synced and renamed ([`crate::durable`]), by a thread of its own
+//! ([`writer`]); older ones go only after the new one stands. Loading checks sizes and
+//! fingerprints before it believes anything.
 
 pub(crate) mod stored;
 mod differences;

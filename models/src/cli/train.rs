@@ -69,16 +69,7 @@ impl Prepared {
         };
         let batches = self.batches::<B>(position.data_step, device)?;
         let floors = self.floors(&batches.valid);
-        let model: HybridLm<B> = self
-            .model
-            .try_init(device, self.config.seed)
-            .map_err(Failure::usage)?;
-        let mut trainee = Trainee::new(model, &self.config.optimizer);
-        if let Some(checkpoint) = self.begin.checkpoint() {
-            trainee = trainee
-                .restore(checkpoint.clone(), &self.directory, device)
-                .map_err(Failure::error)?;
-        }
+        let trainee = self.trainee::<B>(device)?;
         let (log, _lock) = self.open_directory(&position)?;
         say(&self.heading(position.step));
         say(&format!(
@@ -104,30 +95,40 @@ impl Prepared {
         let fitted = fit(trainee, batches, schedule, &strategy, display, interrupter);
         alarms.say_kept();
         let (outcome, model) = fitted.map_err(Failure::error)?;
-        let unsaved = |reason: &String| {
-            Failure::Error(format!(
-                "the state of step {} could not be saved: {reason}",
-                outcome.step
-            ))
-        };
+        if let Ending::Finished(figures) = outcome.ending {
+            self.finish(&model, &outcome, figures, floors, device)?;
+        }
+        let step = outcome.step;
+        if let Some(reason) = outcome.unsaved {
+            let message = format!("the state of step {step} could not be saved: {reason}");
+            return Err(Failure::Error(message));
+        }
         match outcome.ending {
             Ending::Interrupted => {
-                outcome.unsaved.as_ref().map(unsaved).map_or(Ok(()), Err)?;
-                let command = format!(
-                    "nvfp4 train --resume --out {}",
-                    self.directory.path().display()
-                );
+                let folder = self.directory.path().display();
+                let command = format!("nvfp4 train --resume --out {folder}");
                 say(&format!(
-                    "interrupted after step {}; continue with: {command}",
-                    outcome.step
+                    "interrupted after step {step}; continue with: {command}"
                 ));
                 Ok(Success::Interrupted)
             }
-            Ending::Finished(figures) => {
-                self.finish(&model, &outcome, figures, floors, device)?;
-                outcome.unsaved.as_ref().map(unsaved).map_or(Ok(()), Err)?;
-                Ok(Success::Done)
-            }
+            Ending::Finished(_) => Ok(Success::Done),
+        }
+    }
+
+    /// The model and its optimizer, as they begin or as the checkpoint has them.
+    fn trainee<B: AutodiffBackend>(
+        &self,
+        device: &B::Device,
+    ) -> Result<Trainee<B, HybridLm<B>>, Failure> {
+        let model = self.model.try_init(device, self.config.seed);
+        let model = model.map_err(Failure::usage)?;
+        let trainee = Trainee::new(model, &self.config.optimizer);
+        match self.begin.checkpoint() {
+            None => Ok(trainee),
+            Some(checkpoint) => trainee
+                .restore(checkpoint.clone(), &self.directory, device)
+                .map_err(Failure::error),
         }
     }
 

@@ -1,11 +1,11 @@
 //! Which steps update the model: not those with a number that is none, and, as an option, not those
 //! whose loss leaves the others far behind.
 //!
-//! 1. A step whose loss, gradient norm or a quantized operand is NaN or infinite leaves the model as
-//!    it is. Enough of them in a row stop the run.
-//! 2. With a spike guard, a loss beyond `mean + sigmas * deviation` of the latest `window` losses is
-//!    an outlier. Its update is left out (the rule of OLMo-core's `SkipStepOptimizer`, there with
-//!    128 losses and 6 deviations), or, after some in a row, the run goes back to its newest
+//! 1. A step whose loss, gradient norm or a quantized operand is NaN or infinite leaves the model
+//!    as it is. Enough of them in a row stop the run.
+//! 2. With a spike guard, a loss beyond `mean + sigmas * deviation` of the latest `window` losses
+//!    is an outlier. Its update is left out (the rule of OLMo-core's `SkipStepOptimizer`, there
+//!    with 128 losses and 6 deviations), or, after some in a row, the run goes back to its newest
 //!    checkpoint and on with other data (as PaLM's authors did by hand, arXiv:2204.02311 §5.1).
 //!
 //! All that the guard remembers stands in the [`Position`], hence in checkpoints: a resumed run

@@ -2,7 +2,7 @@
 //!
 //! The first line is the resolved configuration. A checkpoint knows how long the log was; a resumed
 //! run cuts what lies behind. After a rewind the lines of the abandoned steps stay, and a
-//! [`LogLine::Rewind`] says so: [`current`] leaves them out. A disk that is full stops no run: lines
+//! [`LogLine::Rewind`] says so: [`current`] leaves them out. A full disk stops no run: lines
 //! wait in memory (250 bytes a step) until they can be written.
 
 use std::fs::{self, File, OpenOptions};

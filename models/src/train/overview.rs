@@ -1,4 +1,5 @@
-//! What run folders say about their runs, damaged ones too: the log, and whether a process is at it.
+//! What run folders say about their runs, damaged ones too: the log, and whether a process is at
+//! work.
 
 use std::fs;
 use std::io;

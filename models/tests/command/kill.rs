@@ -31,7 +31,7 @@ impl Random {
     }
 }
 
-/// What a step or a validation left in the log, digit by digit, but for what is measured in seconds.
+/// What a step or a validation left in the log, digit by digit, but for times.
 fn trace(desk: &Desk, run: &str) -> Vec<(u64, String)> {
     let log = fs::read(desk.path(run).join("log.jsonl")).unwrap_or_default();
     let lines = log.split(|byte| *byte == b'\n');

@@ -1,4 +1,5 @@
-//! The directory of a run: what is in it, who may write there, which checkpoint is loaded, which go.
+//! The directory of a run: what is in it, who may write there, which checkpoint is loaded, which
+//! go.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
@@ -106,7 +107,8 @@ impl RunDirectory {
         self.log().is_file() || self.config().is_file() || self.checkpoints().is_dir()
     }
 
-    /// Takes the right to write here. The system gives it back when a process ends, however it ends.
+    /// Takes the right to write here. The system gives it back when a process ends, however it
+    /// does.
     ///
     /// # Errors
     /// [`RunError::Busy`] while another process has it, [`RunError::Io`].
@@ -277,11 +279,12 @@ impl RunDirectory {
         if damaged.is_empty() {
             return Err(RunError::NoCheckpoint { path });
         }
-        let problems = damaged.iter().map(|error| match error {
-            RunError::Damaged { path, problems } => {
+        let problems = damaged.iter().map(|error| {
+            if let RunError::Damaged { path, problems } = error {
                 format!("{}: {}", path.display(), problems.join(", "))
+            } else {
+                error.to_string()
             }
-            other => other.to_string(),
         });
         let problems = problems.collect();
         Err(RunError::AllDamaged { path, problems })

@@ -1,6 +1,7 @@
 //! Saves checkpoints on a thread, beside training.
 //!
-//! At most one save is under way: a copy of the whole state is in memory meanwhile. What goes wrong is reported and stops nothing: the next save may succeed, and what stands is untouched.
+//! At most one save is under way: a copy of the whole state is in memory meanwhile. What goes wrong
+//! is reported and stops nothing: the next save may succeed, and what stands is untouched.
 
 use std::thread::{self, JoinHandle};
 use std::time::Instant;

@@ -8,6 +8,7 @@ pub mod params;
 pub mod gradients;
 pub mod optim;
 pub mod output;
+pub mod layers;
 pub mod guard;
 pub mod config;
 pub mod numerics;

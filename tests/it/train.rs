@@ -6,6 +6,7 @@
 mod accumulation;
 mod clipping;
 mod guard;
+mod layers;
 mod non_finite;
 mod overfit;
 mod resume;
@@ -149,6 +150,7 @@ impl Run<'_> {
             keep: 9,
             snapshot: self.snapshot,
             guard: self.guard,
+            layers: vec!["layers.1.mixer.up_proj".to_owned()],
             parameters: 20_000,
             peak_flops: Some(1e12),
             train_bytes_per_token: 1.0,

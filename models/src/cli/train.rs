@@ -215,6 +215,7 @@ impl Prepared {
             keep: config.checkpoint.keep,
             snapshot: config.precision.backend.snapshot(),
             guard: config.guard,
+            layers: Vec::new(),
             parameters: self.model.num_params(),
             peak_flops: config.peak_tflops.map(|peak| peak * 1e12),
             train_bytes_per_token: self.tokens.bytes_per_token(Split::Training),

@@ -11,6 +11,7 @@ use crate::checkpoint::run::{RunCheckpoint, RunDirectory, RunError};
 use crate::data::{TrainBatches, ValidationBatches};
 
 use super::TrainError;
+use super::layers::LayerMetric;
 use super::metrics::{Figure, FigureMetric};
 use super::optim::{GroupedAdamW, OptimizerConfig, write_moments};
 use super::params::write_parameters;
@@ -129,6 +130,9 @@ pub fn fit<B: AutodiffBackend, M: Trainable<B>>(
     };
     for figure in Figure::ALL.into_iter().filter(|it| Some(*it) != hidden) {
         training = training.metric_train_numeric(FigureMetric::new(figure));
+    }
+    for layer in &plan.layers {
+        training = training.metric_train_numeric(LayerMetric::new(layer));
     }
     for figure in [Figure::Loss, Figure::BitsPerByte] {
         training = training.metric_valid_numeric(FigureMetric::new(figure));

@@ -12,6 +12,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::layers::OperandFigure;
+
 /// One line.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
@@ -55,6 +57,13 @@ pub enum LogLine {
         mfu: Option<f64>,
         /// Since the process began to train.
         seconds: f64,
+    },
+    /// What quantization did in a step that was sampled.
+    Quantization {
+        /// Counted from 1.
+        step: u64,
+        /// Every operand that was measured.
+        operands: Vec<OperandFigure>,
     },
     /// A step that did not update the model.
     Skipped(SkippedLine),
@@ -185,6 +194,7 @@ impl LogLine {
             Self::Start { .. } => None,
             Self::Resume { step, .. }
             | Self::Step { step, .. }
+            | Self::Quantization { step, .. }
             | Self::Skipped(SkippedLine { step, .. })
             | Self::Rewind(RewindLine { to: step, .. })
             | Self::Validation { step, .. }

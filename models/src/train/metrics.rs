@@ -11,7 +11,7 @@ use super::output::Figures;
 
 impl Adaptor<Figures> for Figures {
     fn adapt(&self) -> Figures {
-        *self
+        self.clone()
     }
 }
 

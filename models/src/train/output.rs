@@ -2,10 +2,13 @@
 //!
 //! burn's `SequenceOutput` copies `[batch, seq, vocab]` logits to the host at every step.
 
+use std::sync::Arc;
+
 use burn::tensor::{Tensor, backend::Backend};
 use burn::train::ItemLazy;
 
 use super::gradients::ScalarF32;
+use super::layers::OperandFigure;
 
 /// The output of one micro-batch, and what the loop knows about the step.
 #[derive(Clone, Debug)]
@@ -19,7 +22,7 @@ pub struct LossOutput<B: Backend> {
 }
 
 /// The numbers of one optimizer step, or of one validation.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Figures {
     /// Mean cross-entropy in nats per token.
     pub loss: f64,
@@ -33,6 +36,8 @@ pub struct Figures {
     pub mfu: Option<f64>,
     /// Steps that did not update the model, so far.
     pub skipped: u64,
+    /// What quantization did to the operands of the step, if it was sampled.
+    pub operands: Arc<[OperandFigure]>,
     /// Seconds until the last step at the average speed so far.
     pub seconds_left: f64,
 }
@@ -48,6 +53,7 @@ impl<B: Backend> ItemLazy for LossOutput<B> {
             tokens_per_second: f64::NAN,
             mfu: None,
             skipped: 0,
+            operands: Arc::default(),
             seconds_left: f64::NAN,
         })
     }

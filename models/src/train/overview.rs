@@ -125,6 +125,7 @@ impl RunOverview {
             LogLine::Resume { step, .. } => (self.state, self.step) = (RunState::Killed, *step),
             LogLine::Rewind(_)
             | LogLine::Validation { .. }
+            | LogLine::Quantization { .. }
             | LogLine::Checkpoint { .. }
             | LogLine::SaveFailed { .. } => {}
         }

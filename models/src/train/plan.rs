@@ -38,6 +38,8 @@ pub struct StepPlan {
     pub snapshot: Snapshot,
     /// Which steps update the model.
     pub guard: GuardConfig,
+    /// Layers whose quantization is shown; none where it is not sampled.
+    pub layers: Vec<String>,
     /// Parameters of the model, for its FLOPs.
     pub parameters: u64,
     /// What the device could do, FLOP/s; absent: unknown.

@@ -41,6 +41,7 @@ use super::TrainError;
 use super::diagnosis::{Diagnose, place_of_non_finite};
 use super::gradients::{ScalarF32, average_and_clip};
 use super::guard::Verdict;
+use super::layers::OperandFigure;
 use super::log::{Forward, LogLine, RunLog, SkipReason, SkippedLine};
 use super::numerics::Numerics;
 use super::optim::GroupedAdamW;
@@ -311,13 +312,14 @@ impl<B: AutodiffBackend, M: Trainable<B>> Loop<'_, B, M> {
         let place = (verdict == Verdict::NonFinite)
             .then(|| self.place_of_non_finite(&grads, &micro_batches, operand));
         drop(model);
+        let operands = self.take_statistics();
         self.learner.lr_step();
         match verdict {
             Verdict::Update => {
                 self.learner.optimizer_step(grads);
                 self.position.updates += 1;
                 self.training_seconds += begin.elapsed().as_secs_f64();
-                self.report_step(loss, loss_value, norm, begin);
+                self.report_step(loss, [loss_value, norm], operands, begin);
                 self.position.log_bytes = self.strategy.log_bytes();
                 self.good = self.position.clone();
                 Ok(())
@@ -341,12 +343,25 @@ impl<B: AutodiffBackend, M: Trainable<B>> Loop<'_, B, M> {
         place
     }
 
+    /// What quantization did in this step, logged if it was sampled. A step that goes wrong is
+    /// where it is wanted most.
+    fn take_statistics(&self) -> Arc<[OperandFigure]> {
+        let operands = self.strategy.numerics.take_statistics();
+        if !operands.is_empty() {
+            self.strategy.log(&LogLine::Quantization {
+                step: self.position.step,
+                operands: operands.clone(),
+            });
+        }
+        operands.into()
+    }
+
     /// Tells log and metrics of a step that updated the model.
     fn report_step(
         &mut self,
         loss: Tensor<B::InnerBackend, 1>,
-        loss_value: f64,
-        grad_norm: f64,
+        [loss_value, grad_norm]: [f64; 2],
+        operands: Arc<[OperandFigure]>,
         begin: Instant,
     ) {
         let plan = &self.strategy.plan;
@@ -362,6 +377,7 @@ impl<B: AutodiffBackend, M: Trainable<B>> Loop<'_, B, M> {
                 .peak_flops
                 .map(|peak| flop_utilisation(tokens_per_second, plan.parameters, peak)),
             skipped: self.position.skipped,
+            operands,
             seconds_left: (plan.total - step) as f64 * elapsed / self.taken as f64,
         };
         let learning_rate = self.learner.lr_current();

@@ -1,5 +1,7 @@
 //! Validation: the mean loss over windows that are always the same.
 
+use std::sync::Arc;
+
 use burn::tensor::Tensor;
 use burn::tensor::backend::AutodiffBackend;
 use burn::train::{EventProcessorTraining, InferenceStep, LearnerEvent, TrainingItem};
@@ -62,6 +64,7 @@ impl<B: AutodiffBackend, M: Trainable<B>> Loop<'_, B, M> {
             tokens_per_second: f64::NAN,
             mfu: None,
             skipped: self.position.skipped,
+            operands: Arc::default(),
             seconds_left: f64::NAN,
         };
         let loss = Tensor::from_floats([loss], &Default::default());

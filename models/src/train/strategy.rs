@@ -6,7 +6,7 @@
 //! 3. average them, measure and clip their global norm;
 //! 4. judge the step ([`super::guard`]): update the model, skip the step, go back, or stop;
 //! 5. learning rate, AdamW;
-//! 6. log, metrics; validation and checkpoint when they are due ([`saving`], [`validation`]);
+//! 6. log, metrics; validation and checkpoint when they are due (`saving`, `validation`);
 //! 7. stop at a step boundary, with a checkpoint, if the interrupter says so.
 //!
 //! After the last step the model is validated in the recipe's forward and in high precision.

@@ -209,6 +209,26 @@ fn a_failed_save_is_reported_and_what_stands_is_untouched() {
 }
 
 #[test]
+fn nobody_waits_for_a_save_but_the_next_one() {
+    let (_dir, run) = run();
+    let mut writer = CheckpointWriter::new(run.clone(), 2);
+    let (go_on, wait) = std::sync::mpsc::channel();
+    let slow = move || {
+        wait.recv().unwrap();
+        checkpoint(1)
+    };
+    // This returns although the save cannot have begun: its tensors come later.
+    assert!(writer.begin(1, slow).is_none());
+    assert!(writer.poll().is_none());
+    assert_eq!(run.steps().unwrap(), [0; 0]);
+    go_on.send(()).unwrap();
+    let first = writer.begin(2, || checkpoint(2)).unwrap();
+    assert_eq!((first.step, first.saved.is_ok()), (1, true));
+    drop(writer);
+    assert_eq!(run.steps().unwrap(), [1, 2], "a writer that goes waits");
+}
+
+#[test]
 fn the_version_of_burn_is_the_pinned_one() {
     let manifest = include_str!("../../../../Cargo.toml");
     let pin = format!("burn = {{ version = \"={}\"", Versions::current().burn);

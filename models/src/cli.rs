@@ -13,6 +13,7 @@ pub(crate) mod prepare;
 pub(crate) mod backend;
 pub(crate) mod model_folder;
 pub(crate) mod train;
+pub(crate) mod runs;
 pub(crate) mod generate;
 pub(crate) mod progress;
 pub(crate) mod serve;
@@ -97,6 +98,7 @@ pub(crate) fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<Succe
     };
     match arguments.command {
         Command::Train(arguments) => train::train(&arguments),
+        Command::Runs(arguments) => runs::list(&arguments),
         Command::Generate(arguments) => generate::generate(&arguments),
         Command::Quantize(arguments) => serve::quantize(&arguments),
         Command::Dequantize(arguments) => serve::dequantize(&arguments),

@@ -13,6 +13,8 @@ use std::path::{Path, PathBuf};
 
 /// Ending of names that are not finished yet.
 pub const ASIDE: &str = ".part";
+/// Ending of a folder that made room for its successor; it ends in [`ASIDE`] too.
+const OLD: &str = ".old.part";
 
 /// Writes a file through `fill` so that `path` is never seen half-written.
 ///
@@ -59,7 +61,7 @@ pub fn write_folder<E: From<io::Error>>(
         if path.exists() {
             // A folder cannot be renamed over a full one. The old one steps aside under a name
             // that no reader takes for a finished folder, so a crash in between loses no bytes.
-            let old = with_ending(path, ".old.part");
+            let old = with_ending(path, OLD);
             if old.exists() {
                 fs::remove_dir_all(&old)?;
             }
@@ -86,6 +88,32 @@ pub fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut file = File::create(path)?;
     file.write_all(bytes)?;
     file.sync_all()
+}
+
+/// Clears up what a killed [`write_folder`] left under a name that ends in [`ASIDE`]: half a folder
+/// goes, and an old one whose successor never came gets its place back.
+///
+/// # Errors
+/// What the file system reports.
+pub fn recover_folder(left: &Path) -> io::Result<()> {
+    let name = left.to_string_lossy();
+    match name.strip_suffix(OLD).map(Path::new) {
+        Some(path) if !path.exists() => {
+            fs::rename(left, path)?;
+            sync_parent(path)
+        }
+        Some(_) | None => fs::remove_dir_all(left),
+    }
+}
+
+/// Makes a folder, and those above it, that a power failure does not take away again.
+///
+/// # Errors
+/// What the file system reports.
+pub fn create_folder(path: &Path) -> io::Result<()> {
+    let missing: Vec<_> = path.ancestors().take_while(|at| !at.exists()).collect();
+    fs::create_dir_all(path)?;
+    missing.into_iter().try_for_each(sync_parent)
 }
 
 fn aside(path: &Path) -> PathBuf {
@@ -148,5 +176,26 @@ mod tests {
         assert_eq!(fs::read(path.join("b")).unwrap(), b"new");
         assert!(!path.join("a").exists());
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_a_kill_leaves_is_cleared_and_an_old_folder_without_successor_comes_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        for (left, also) in [
+            ("half.part", None),
+            ("lost.old.part", None),
+            ("kept.old.part", Some("kept")),
+        ] {
+            for name in [Some(left), also].into_iter().flatten() {
+                fs::create_dir(at(name)).unwrap();
+                fs::write(at(name).join("name"), name).unwrap();
+            }
+            recover_folder(&at(left)).unwrap();
+            assert!(!at(left).exists(), "{left}");
+        }
+        assert!(!at("half").exists());
+        assert_eq!(fs::read(at("lost/name")).unwrap(), b"lost.old.part");
+        assert_eq!(fs::read(at("kept/name")).unwrap(), b"kept");
     }
 }

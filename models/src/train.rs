@@ -8,19 +8,20 @@ pub mod params;
 pub mod gradients;
 pub mod optim;
 pub mod output;
+pub mod layers;
+pub mod guard;
 pub mod config;
 pub mod numerics;
 pub mod log;
 pub mod metrics;
 pub mod renderer;
 mod tap;
+pub mod diagnosis;
 pub mod step;
 pub mod plan;
 pub mod strategy;
 pub mod fit;
-
-use std::io;
-use std::path::PathBuf;
+pub mod overview;
 
 use crate::checkpoint::run::RunError;
 
@@ -31,27 +32,39 @@ pub enum TrainError {
     /// A checkpoint could not be written, or did not fit.
     #[error(transparent)]
     Run(#[from] RunError),
-    /// The log could not be written.
-    #[error("{}: cannot write the log: {source}", path.display())]
-    Log {
-        /// The log.
-        path: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
-    /// A number that is none.
+    /// Numbers that are none, too many steps in a row.
     #[error(
-        "step {step}: training stopped, loss {loss}, gradient norm {norm}: NaN or infinity in \
-         {place}; earlier checkpoints are intact, a lower learning rate may help"
+        "step {step}: training stopped after {in_a_row} steps in a row without an update, loss \
+         {loss}, gradient norm {norm}: NaN or infinity in {place}; the last good state is that of \
+         step {good}, a lower learning rate may help"
     )]
     NonFinite {
-        /// The step that was not completed, counted from 1.
+        /// The last of the steps, counted from 1.
         step: u64,
+        /// How many in a row.
+        in_a_row: u64,
         /// Its loss.
         loss: f64,
         /// Its gradient norm.
         norm: f64,
         /// Layer and operand, or parameter.
         place: String,
+        /// The last step that updated the model; a checkpoint has its state.
+        good: u64,
+    },
+    /// The spike guard has gone back as often as it may.
+    #[error(
+        "step {step}: training stopped, loss {loss}, more than {limit}, after {rewinds} returns to \
+         a checkpoint; earlier checkpoints are intact, a lower learning rate may help"
+    )]
+    Spikes {
+        /// The step, counted from 1.
+        step: u64,
+        /// Its loss.
+        loss: f64,
+        /// The largest loss that would have been none.
+        limit: f64,
+        /// How often the run went back.
+        rewinds: u64,
     },
 }

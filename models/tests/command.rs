@@ -1,5 +1,5 @@
-//! The command as a user meets it: exit codes, one line per error, nothing overwritten, Ctrl-C, a
-//! full disk. Every test runs the binary in a folder of its own.
+//! The command as a user meets it: exit codes, one line per error, nothing overwritten, Ctrl-C.
+//! Every test runs the binary in a folder of its own.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -16,6 +16,11 @@ use tempfile::TempDir;
 
 #[path = "command/shelf.rs"]
 mod shelf;
+#[path = "command/resume.rs"]
+mod resume;
+#[cfg(unix)]
+#[path = "command/kill.rs"]
+mod kill;
 #[path = "command/generate.rs"]
 mod generate;
 #[path = "command/serve.rs"]
@@ -365,46 +370,6 @@ fn resuming_another_run_is_refused_with_every_difference() {
     assert_eq!(after, before);
 }
 
-#[test]
-fn a_damaged_or_missing_checkpoint_is_named_and_the_one_before_still_works() {
-    let desk = Desk::after_a_run();
-    check_error(
-        &desk.train("--out runs/none --resume"),
-        1,
-        &["runs/none", "no checkpoint"],
-    );
-    check_error(
-        &desk.train("--out runs/done --resume=5"),
-        1,
-        &["step 5", "there are 3, 6"],
-    );
-    let file = desk.path("runs/done/checkpoints/step-00000006/parameters.safetensors");
-    let intact = fs::read(&file).unwrap();
-    let mut flipped = intact.clone();
-    flipped[intact.len() / 2] ^= 4;
-    for (damage, words) in [
-        (
-            &flipped[..],
-            "parameters.safetensors: the checksum does not hold",
-        ),
-        (
-            &intact[..1000],
-            "parameters.safetensors: 1000 bytes instead of",
-        ),
-    ] {
-        fs::write(&file, damage).unwrap();
-        let output = desk.train("--out runs/done --resume");
-        check_error(&output, 1, &["step-00000006", words, "--resume=STEP"]);
-    }
-    let output = desk.train("--out runs/done --resume=3");
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    assert_eq!(fs::read(&file).unwrap(), intact, "the same bits again");
-}
-
 #[cfg(unix)]
 #[test]
 fn ctrl_c_saves_a_checkpoint_and_the_run_can_be_continued() {
@@ -450,49 +415,6 @@ fn ctrl_c_saves_a_checkpoint_and_the_run_can_be_continued() {
         &output,
         1,
         &["steps is 100000 in the checkpoint and 7 here"],
-    );
-}
-
-#[cfg(unix)]
-#[test]
-fn a_full_disk_ends_the_run_with_one_line_and_the_last_checkpoint_intact() {
-    let desk = Desk::after_a_run();
-    fs::remove_dir_all(desk.path("runs/done/checkpoints/step-00000006")).unwrap();
-    let kept = |(path, _): &(&PathBuf, &Vec<u8>)| path.to_string_lossy().contains("step-00000003");
-    let before = desk.snapshot();
-    let before: BTreeMap<_, _> = before.iter().filter(kept).collect();
-    assert_eq!(before.len(), 4);
-    // No file may grow beyond 64 blocks: the parameters do not fit, the log does.
-    let script = format!(
-        "trap '' XFSZ; ulimit -f 64; exec {} train --config run.toml --out runs/done --resume",
-        env!("CARGO_BIN_EXE_nvfp4")
-    );
-    let output = Command::new("sh")
-        .arg("-c")
-        .arg(script)
-        .current_dir(desk.dir.path())
-        .output()
-        .unwrap();
-    check_error(
-        &output,
-        1,
-        &["step-00000006", "cannot write the checkpoint"],
-    );
-    let after = desk.snapshot();
-    assert_eq!(
-        after.iter().filter(kept).collect::<BTreeMap<_, _>>(),
-        before
-    );
-    assert!(
-        !after
-            .keys()
-            .any(|path| path.to_string_lossy().contains("step-00000006"))
-    );
-    let output = desk.train("--out runs/done --resume");
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
     );
 }
 

@@ -5,6 +5,8 @@
 
 mod accumulation;
 mod clipping;
+mod guard;
+mod layers;
 mod mixed;
 mod non_finite;
 mod overfit;
@@ -16,7 +18,7 @@ use std::sync::Arc;
 
 use burn::train::Interrupter;
 use burn_hybrid_ops::TrainingEngine;
-use burn_nvfp4_models::checkpoint::run::{RunCheckpoint, RunDirectory};
+use burn_nvfp4_models::checkpoint::run::{Position, RunCheckpoint, RunDirectory};
 use burn_nvfp4_models::config::HybridConfig;
 use burn_nvfp4_models::data::{
     BatchShape, Corpus, TokenFile, Tokenizer, TrainBatches, ValidationBatches,
@@ -24,10 +26,11 @@ use burn_nvfp4_models::data::{
 use burn_nvfp4_models::hybrid::HybridLm;
 use burn_nvfp4_models::train::TrainError;
 use burn_nvfp4_models::train::fit::{Batches, Display, Trainee, fit};
+use burn_nvfp4_models::train::guard::GuardConfig;
 use burn_nvfp4_models::train::log::{LogLine, RunLog};
 use burn_nvfp4_models::train::numerics::Numerics;
 use burn_nvfp4_models::train::optim::OptimizerConfig;
-use burn_nvfp4_models::train::plan::{Outcome, StepPlan};
+use burn_nvfp4_models::train::plan::{Outcome, Snapshot, StepPlan};
 use burn_nvfp4_models::train::schedule::{DecayShape, Schedule};
 use burn_nvfp4_models::train::strategy::StepStrategy;
 use serde_json::json;
@@ -86,7 +89,15 @@ struct Run<'a> {
     shape: BatchShape,
     total: u64,
     save_every: u64,
+    guard: GuardConfig,
+    snapshot: Snapshot,
 }
+
+/// Stops at the first NaN, and lets spikes be.
+const STRICT: GuardConfig = GuardConfig {
+    non_finite_in_a_row: 1,
+    spike: None,
+};
 
 impl Run<'_> {
     fn go<B: TrainingEngine>(
@@ -99,10 +110,11 @@ impl Run<'_> {
         let seed = 7;
         let model: HybridLm<B> = tiny().init(&device, seed);
         let mut trainee = Trainee::new(model, &OPTIMIZER);
-        let path = self.directory.path().join("log.jsonl");
-        let done = resume
+        let path = self.directory.log();
+        let position = resume
             .as_ref()
-            .map_or(0, |checkpoint| checkpoint.state.step);
+            .map_or_else(Position::default, |it| it.state.position.clone());
+        let first_step = position.data_step;
         let log = match resume {
             None => {
                 RunDirectory::create(self.directory.path()).unwrap();
@@ -122,11 +134,14 @@ impl Run<'_> {
                 trainee = trainee
                     .restore(checkpoint, &self.directory, &device)
                     .unwrap();
-                RunLog::resume(&path, done)
+                self.directory.recover(position.step).unwrap();
+                let damaged = Vec::new();
+                let (step, bytes) = (position.step, position.log_bytes);
+                RunLog::resume(&path, bytes, &LogLine::Resume { step, damaged })
             }
         };
         let plan = StepPlan {
-            done,
+            position,
             total: self.total,
             accumulate: self.shape.accumulate.get(),
             tokens_per_step: self.shape.tokens_per_step(),
@@ -134,10 +149,15 @@ impl Run<'_> {
             validate_every: 4,
             save_every: self.save_every,
             keep: 9,
+            snapshot: self.snapshot,
+            guard: self.guard,
+            layers: vec!["layers.1.mixer.up_proj".to_owned()],
+            parameters: 20_000,
+            peak_flops: Some(1e12),
             train_bytes_per_token: 1.0,
             valid_bytes_per_token: 1.0,
             identity: json!({}),
-            config: json!({}),
+            config: String::new(),
         };
         let schedule = Schedule {
             peak: 3e-3,
@@ -149,12 +169,24 @@ impl Run<'_> {
         };
         let windows = NonZeroUsize::new(4).unwrap();
         let batches = Batches {
-            train: TrainBatches::new(self.tokens.clone(), self.shape, seed, done, device.clone())
-                .unwrap(),
+            train: TrainBatches::new(
+                self.tokens.clone(),
+                self.shape,
+                seed,
+                first_step,
+                device.clone(),
+            )
+            .unwrap(),
             valid: ValidationBatches::new(self.tokens.clone(), self.shape, windows, device)
                 .unwrap(),
         };
-        let strategy = StepStrategy::new(plan, self.directory.clone(), log.unwrap(), numerics);
+        let strategy = StepStrategy::new(
+            plan,
+            self.directory.clone(),
+            log.unwrap(),
+            numerics,
+            Box::new(|_| {}),
+        );
         let display = Display::Plain {
             sink: Box::new(std::io::sink()),
             every: 1,

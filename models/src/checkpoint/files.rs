@@ -6,13 +6,14 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
+use std::io;
 use std::path::Path;
 
 use burn_nvfp4::cpu::Element;
 use bytemuck::Pod;
 use half::{bf16, f16};
 use memmap2::Mmap;
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use safetensors::tensor::{Dtype, Metadata, SafeTensors, TensorInfo, TensorView};
 
 use super::{CheckpointError, Problem};
 use crate::config::hf::StoredFloat;
@@ -270,4 +271,18 @@ fn shard_names(dir: &Path, problems: &mut Vec<Problem>) -> Result<Vec<String>, C
         Problem::UnreadableFile { file, reason }
     }));
     Ok(inside)
+}
+
+/// The header of a safetensors file, padded as the format asks.
+///
+/// # Errors
+/// What the format reports: tensors that do not follow each other.
+pub(crate) fn header(
+    about: Option<HashMap<String, String>>,
+    infos: Vec<(String, TensorInfo)>,
+) -> io::Result<Vec<u8>> {
+    let metadata = Metadata::new(about, infos).map_err(io::Error::other)?;
+    let mut header = serde_json::to_vec(&metadata)?;
+    header.resize(header.len().next_multiple_of(8), b' ');
+    Ok(header)
 }

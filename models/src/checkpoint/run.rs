@@ -1,40 +1,43 @@
 //! Run checkpoints: everything from which a run continues to the same bits.
 //!
 //! ```text
-//! runs/<name>/checkpoints/step-00000120/
-//!     parameters.safetensors   every parameter by name, exact
-//!     moments.safetensors      both AdamW moments of every parameter, exact
-//!     state.json               step, what must agree on resume, the whole configuration
-//!     SUMS                     fingerprint, size and name of each file above, and of itself
+//! runs/<name>/
+//!     run.lock                     held by the process that trains
+//!     config.toml                  the resolved configuration
+//!     log.jsonl                    what happened
+//!     checkpoints/step-00000120/
+//!         parameters.safetensors   every parameter by name, exact
+//!         moments.safetensors      both AdamW moments of every parameter, exact
+//!         state.json               position, versions, what must agree on resume, configuration
+//!         SUMS                     fingerprint, size and name of each file above, and of itself
 //! ```
 //!
-//! There is no generator state and no data position to save: both are functions of seed and step.
-//! A checkpoint is written beside its place, synced and renamed ([`crate::durable`]); older ones go
-//! only after the new one stands. Loading checks sizes and fingerprints before it believes
-//! anything.
+//! There is no generator state, no state of the schedule and no shuffled order to save: random
+//! bits, learning rate and batches are functions of the seed and the [`Position`]. A checkpoint is
+//! written beside its place, synced and renamed ([`crate::durable`]), by a thread of its own
+//! ([`writer`]); older ones go only after the new one stands. Loading checks sizes and
+//! fingerprints before it believes anything.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fs;
+pub(crate) mod stored;
+mod differences;
+mod directory;
+pub mod writer;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use burn::tensor::{DType, TensorData};
-use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::config::HybridConfig;
-use crate::data::fingerprint::Fingerprint;
-use crate::durable;
+
+pub use differences::differences;
+pub use directory::{Found, RunDirectory, RunLock};
 
 /// Tensors by name.
 pub type NamedTensors = BTreeMap<String, TensorData>;
-
-const PARAMETERS: &str = "parameters.safetensors";
-const MOMENTS: &str = "moments.safetensors";
-const STATE: &str = "state.json";
-const SUMS: &str = "SUMS";
-const PREFIX: &str = "step-";
 
 /// What is wrong with a run directory or a checkpoint in it.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +49,12 @@ pub enum RunError {
         path.display()
     )]
     Exists {
+        /// The run directory.
+        path: PathBuf,
+    },
+    /// Another process trains there.
+    #[error("{}: another process trains this run; wait for it or stop it", path.display())]
+    Busy {
         /// The run directory.
         path: PathBuf,
     },
@@ -84,6 +93,17 @@ pub enum RunError {
         /// The checkpoint.
         path: PathBuf,
         /// Everything that does not hold.
+        problems: Vec<String>,
+    },
+    /// No checkpoint is as it was written.
+    #[error(
+        "{}: every checkpoint is damaged: {}; nothing was changed, nothing can be resumed",
+        path.display(), problems.join("; ")
+    )]
+    AllDamaged {
+        /// The run directory.
+        path: PathBuf,
+        /// Checkpoint and problems, one each.
         problems: Vec<String>,
     },
     /// A checkpoint of another model.
@@ -134,29 +154,88 @@ fn list(steps: &[u64]) -> String {
         .join(", ")
 }
 
+/// How far a run is and what it has met: all that the next step depends on besides tensors.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Position {
+    /// Steps that are over, those without an update among them: what the schedule and random
+    /// rounding go by.
+    pub step: u64,
+    /// Updates of the optimizer: what AdamW's bias correction goes by.
+    pub updates: u64,
+    /// Steps of data that were drawn. More than `step` after a rewind, which draws on.
+    pub data_step: u64,
+    /// Steps whose update was left out.
+    pub skipped: u64,
+    /// Non-finite steps in a row up to here.
+    pub non_finite_in_a_row: u64,
+    /// Outlying losses in a row up to here.
+    pub outliers_in_a_row: u64,
+    /// How often the run went back.
+    pub rewinds: u64,
+    /// Latest losses that the spike guard compares with, as bits: decimal digits may lose one.
+    pub recent_losses: VecDeque<u64>,
+    /// The checkpoint with the lowest validation loss.
+    pub best: Option<Best>,
+    /// Length of the log at this position.
+    pub log_bytes: u64,
+}
+
+/// The checkpoint with the lowest validation loss so far.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Best {
+    /// Its step.
+    pub step: u64,
+    /// Validation loss with the recipe's forward, nats per token.
+    pub loss: f64,
+}
+
+/// What wrote a checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Versions {
+    /// This package.
+    pub nvfp4: String,
+    /// Burn, whose arithmetic everything but the quantized linears is.
+    pub burn: String,
+}
+
+impl Versions {
+    /// Those of this program.
+    pub fn current() -> Self {
+        Self {
+            nvfp4: env!("CARGO_PKG_VERSION").to_owned(),
+            burn: "0.21.0".to_owned(),
+        }
+    }
+}
+
 /// The part of a checkpoint that is not tensors.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RunState {
     /// Layout of the checkpoint.
     pub version: u32,
-    /// Optimizer steps taken.
-    pub step: u64,
+    /// How far the run is.
+    pub position: Position,
+    /// What wrote it.
+    pub versions: Versions,
     /// What a resumed run must share: model, recipe, data, seed, batch, optimizer, schedule.
     pub identity: Value,
-    /// The whole resolved configuration.
-    pub config: Value,
+    /// The whole resolved configuration, as TOML: reading JSON may lose the last bit of a number.
+    pub config: String,
 }
 
 impl RunState {
     /// The layout that is written and read.
-    pub const VERSION: u32 = 1;
+    pub const VERSION: u32 = 2;
 }
 
 /// A checkpoint in memory.
 #[derive(Clone, Debug)]
 pub struct RunCheckpoint {
-    /// Step, identity, configuration.
+    /// Position, identity, configuration.
     pub state: RunState,
     /// The model.
     pub parameters: NamedTensors,
@@ -165,6 +244,11 @@ pub struct RunCheckpoint {
 }
 
 impl RunCheckpoint {
+    /// Steps that are over.
+    pub fn step(&self) -> u64 {
+        self.state.position.step
+    }
+
     /// Every way in which the parameters are not those of a model.
     pub fn parameter_problems(&self, config: &HybridConfig) -> Vec<String> {
         let mut problems = Vec::new();
@@ -188,309 +272,6 @@ impl RunCheckpoint {
         let unknown = self.parameters.keys().filter(|name| !known.contains(name));
         problems.extend(unknown.map(|name| format!("{name} is not part of the model")));
         problems
-    }
-}
-
-/// The directory of one run.
-#[derive(Clone, Debug)]
-pub struct RunDirectory {
-    path: PathBuf,
-}
-
-impl RunDirectory {
-    /// Makes the directory of a new run.
-    ///
-    /// # Errors
-    /// [`RunError::Exists`] if there is anything in it, [`RunError::Io`].
-    pub fn create(path: &Path) -> Result<Self, RunError> {
-        let run = Self {
-            path: path.to_owned(),
-        };
-        run.check_new()?;
-        let checkpoints = run.checkpoints();
-        fs::create_dir_all(&checkpoints).map_err(RunError::io(checkpoints, "create"))?;
-        Ok(run)
-    }
-
-    /// Checks that a new run may use the directory, without touching it.
-    ///
-    /// # Errors
-    /// [`RunError::Exists`] if there is anything in it, [`RunError::Io`].
-    pub fn check_new(&self) -> Result<(), RunError> {
-        match fs::read_dir(&self.path) {
-            Ok(entries) => match entries.count() {
-                0 => Ok(()),
-                _ => Err(RunError::Exists {
-                    path: self.path.clone(),
-                }),
-            },
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(RunError::io(&self.path, "use as a run directory")(error)),
-        }
-    }
-
-    /// The directory at a path, whatever is in it.
-    pub fn at(path: &Path) -> Self {
-        Self {
-            path: path.to_owned(),
-        }
-    }
-
-    /// Where it is.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Where checkpoints are.
-    pub fn checkpoints(&self) -> PathBuf {
-        self.path.join("checkpoints")
-    }
-
-    /// Where the checkpoint of a step is.
-    pub fn checkpoint(&self, step: u64) -> PathBuf {
-        self.checkpoints().join(format!("{PREFIX}{step:08}"))
-    }
-
-    /// Steps with a finished checkpoint, ascending.
-    ///
-    /// # Errors
-    /// [`RunError::Io`] if the directory cannot be listed.
-    pub fn steps(&self) -> Result<Vec<u64>, RunError> {
-        let folder = self.checkpoints();
-        let entries = match fs::read_dir(&folder) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(RunError::io(folder, "list")(error)),
-        };
-        let mut steps = Vec::new();
-        for entry in entries {
-            let name = entry.map_err(RunError::io(&folder, "list"))?.file_name();
-            let step = name.to_str().and_then(|name| name.strip_prefix(PREFIX));
-            steps.extend(step.and_then(|step| step.parse::<u64>().ok()));
-        }
-        steps.sort_unstable();
-        Ok(steps)
-    }
-
-    /// Saves a checkpoint, then removes the oldest beyond the `keep` newest.
-    ///
-    /// # Errors
-    /// [`RunError::Io`] or [`RunError::Dtype`]; earlier checkpoints are then as they were.
-    pub fn save(&self, checkpoint: &RunCheckpoint, keep: usize) -> Result<PathBuf, RunError> {
-        let path = self.checkpoint(checkpoint.state.step);
-        let state = serde_json::to_vec_pretty(&checkpoint.state).map_err(io::Error::from);
-        let files = [
-            (PARAMETERS, to_safetensors(&checkpoint.parameters)?),
-            (MOMENTS, to_safetensors(&checkpoint.moments)?),
-            (STATE, state.map_err(RunError::io(&path, "encode"))?),
-        ];
-        durable::write_folder::<io::Error>(&path, |folder| {
-            for (name, bytes) in &files {
-                durable::write_synced(&folder.join(name), bytes)?;
-            }
-            durable::write_synced(&folder.join(SUMS), sums(&files).as_bytes())
-        })
-        .map_err(RunError::io(&path, "write the checkpoint"))?;
-        let steps = self.steps()?;
-        for &old in &steps[..steps.len().saturating_sub(keep.max(1))] {
-            // Never the one just written, even if a resumed run stepped back behind older ones.
-            if old != checkpoint.state.step {
-                let old = self.checkpoint(old);
-                fs::remove_dir_all(&old).map_err(RunError::io(&old, "remove"))?;
-            }
-        }
-        Ok(path)
-    }
-
-    /// Loads and checks the newest checkpoint, or that of a step.
-    ///
-    /// # Errors
-    /// [`RunError::NoCheckpoint`], [`RunError::NoSuchStep`], [`RunError::Damaged`] with every
-    /// problem, [`RunError::Io`].
-    pub fn load(&self, step: Option<u64>) -> Result<RunCheckpoint, RunError> {
-        let available = self.steps()?;
-        let Some(&newest) = available.last() else {
-            return Err(RunError::NoCheckpoint {
-                path: self.path.clone(),
-            });
-        };
-        let step = step.unwrap_or(newest);
-        if !available.contains(&step) {
-            return Err(RunError::NoSuchStep {
-                path: self.path.clone(),
-                step,
-                available,
-            });
-        }
-        let path = self.checkpoint(step);
-        let damaged = |problems| RunError::Damaged {
-            path: path.clone(),
-            problems,
-        };
-        let mut files = read_checked(&path)?;
-        let mut take = |name: &str| files.remove(name).unwrap_or_default();
-        let state: RunState = serde_json::from_slice(&take(STATE))
-            .map_err(|error| damaged(vec![format!("{STATE}: {error}")]))?;
-        if state.version != RunState::VERSION || state.step != step {
-            let problem = format!(
-                "{STATE}: version {} of step {}, version {} of step {step} expected",
-                state.version,
-                state.step,
-                RunState::VERSION
-            );
-            return Err(damaged(vec![problem]));
-        }
-        let mut tensors = |name: &str| {
-            from_safetensors(&take(name))
-                .map_err(|reason| damaged(vec![format!("{name}: {reason}")]))
-        };
-        let (parameters, moments) = (tensors(PARAMETERS)?, tensors(MOMENTS)?);
-        Ok(RunCheckpoint {
-            state,
-            parameters,
-            moments,
-        })
-    }
-}
-
-/// The contents of [`SUMS`]: one line per file, then one for these lines.
-fn sums(files: &[(&str, Vec<u8>)]) -> String {
-    let mut lines = String::new();
-    for (name, bytes) in files {
-        lines += &format!("{:016x} {} {name}\n", Fingerprint::of(bytes), bytes.len());
-    }
-    let own = format!(
-        "{:016x} {} {SUMS}\n",
-        Fingerprint::of(lines.as_bytes()),
-        lines.len()
-    );
-    lines + &own
-}
-
-/// Reads every file of a checkpoint and compares it with [`SUMS`]; all problems at once.
-fn read_checked(path: &Path) -> Result<HashMap<String, Vec<u8>>, RunError> {
-    let damaged = |problems| RunError::Damaged {
-        path: path.to_owned(),
-        problems,
-    };
-    let sums = match fs::read(path.join(SUMS)) {
-        Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
-        Err(error) => return Err(damaged(vec![format!("{SUMS}: {error}")])),
-    };
-    let own = sums
-        .trim_end_matches('\n')
-        .rfind('\n')
-        .map_or(0, |at| at + 1);
-    let (lines, own) = sums.split_at(own);
-    let expected = format!(
-        "{:016x} {} {SUMS}\n",
-        Fingerprint::of(lines.as_bytes()),
-        lines.len()
-    );
-    if own != expected {
-        return Err(damaged(vec![format!(
-            "{SUMS}: its own checksum does not hold"
-        )]));
-    }
-    let (mut files, mut problems) = (HashMap::new(), Vec::new());
-    for line in lines.lines() {
-        let mut fields = line.splitn(3, ' ');
-        let (Some(sum), Some(size), Some(name)) = (fields.next(), fields.next(), fields.next())
-        else {
-            problems.push(format!("{SUMS}: line {line:?}"));
-            continue;
-        };
-        match fs::read(path.join(name)) {
-            Err(error) => problems.push(format!("{name}: {error}")),
-            Ok(bytes) if bytes.len().to_string() != size => {
-                problems.push(format!("{name}: {} bytes instead of {size}", bytes.len()));
-            }
-            Ok(bytes) if format!("{:016x}", Fingerprint::of(&bytes)) != sum => {
-                problems.push(format!("{name}: the checksum does not hold"));
-            }
-            Ok(bytes) => {
-                files.insert(name.to_owned(), bytes);
-            }
-        }
-    }
-    let wanted = [PARAMETERS, MOMENTS, STATE];
-    if problems.is_empty() {
-        let missing = wanted.iter().filter(|name| !files.contains_key(**name));
-        problems.extend(missing.map(|name| format!("{name}: not listed in {SUMS}")));
-    }
-    if problems.is_empty() {
-        Ok(files)
-    } else {
-        Err(damaged(problems))
-    }
-}
-
-fn to_safetensors(tensors: &NamedTensors) -> Result<Vec<u8>, RunError> {
-    let dtype_error = |name: &String, data: &TensorData| RunError::Dtype {
-        name: name.clone(),
-        dtype: format!("{:?}", data.dtype),
-    };
-    let mut views = Vec::with_capacity(tensors.len());
-    for (name, data) in tensors {
-        if data.dtype != DType::F32 {
-            return Err(dtype_error(name, data));
-        }
-        let view = TensorView::new(Dtype::F32, data.shape.to_vec(), data.as_bytes())
-            .map_err(|_| dtype_error(name, data))?;
-        views.push((name, view));
-    }
-    safetensors::serialize(views, None)
-        .map_err(|error| RunError::io(PARAMETERS, "encode")(io::Error::other(error)))
-}
-
-fn from_safetensors(bytes: &[u8]) -> Result<NamedTensors, String> {
-    let file = SafeTensors::deserialize(bytes).map_err(|error| error.to_string())?;
-    let mut tensors = NamedTensors::new();
-    for (name, view) in file.iter() {
-        if view.dtype() != Dtype::F32 {
-            return Err(format!("{name}: dtype {:?}, F32 expected", view.dtype()));
-        }
-        let (values, _) = view.data().as_chunks::<4>();
-        let values: Vec<f32> = values
-            .iter()
-            .map(|bytes| f32::from_le_bytes(*bytes))
-            .collect();
-        tensors.insert(
-            name.to_owned(),
-            TensorData::new(values, view.shape().to_vec()),
-        );
-    }
-    Ok(tensors)
-}
-
-/// Every leaf in which two values differ, as `path: there, here`.
-pub fn differences(there: &Value, here: &Value) -> Vec<String> {
-    let mut found = Vec::new();
-    collect_differences("", there, here, &mut found);
-    found
-}
-
-fn collect_differences(path: &str, there: &Value, here: &Value, found: &mut Vec<String>) {
-    if let (Value::Object(a), Value::Object(b)) = (there, here) {
-        let mut keys: Vec<_> = a
-            .keys()
-            .chain(b.keys().filter(|key| !a.contains_key(*key)))
-            .collect();
-        keys.sort();
-        for key in keys {
-            let path = if path.is_empty() {
-                key.clone()
-            } else {
-                format!("{path}.{key}")
-            };
-            let get = |map: &serde_json::Map<String, Value>| map.get(key).cloned();
-            let (a, b) = (get(a).unwrap_or(Value::Null), get(b).unwrap_or(Value::Null));
-            collect_differences(&path, &a, &b, found);
-        }
-    } else if there != here {
-        found.push(format!(
-            "{path} is {there} in the checkpoint and {here} here"
-        ));
     }
 }
 

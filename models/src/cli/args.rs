@@ -26,6 +26,8 @@ pub(crate) enum Command {
     ///
     /// Ctrl-C saves a checkpoint and exits with code 130; a second one exits at once.
     Train(Box<TrainArgs>),
+    /// List the runs of a folder: state, steps, loss, lowest validation loss, recipe, age.
+    Runs(RunsArgs),
     /// Continue a text with a Hugging Face checkpoint. The text goes to stdout as it comes.
     Generate(Box<GenerateArgs>),
     /// Put the linear weights of a Hugging Face directory, of any architecture, into NVFP4 for
@@ -285,6 +287,14 @@ pub(crate) struct GenerateArgs {
     pub(crate) device: usize,
 }
 
+/// Arguments of `nvfp4 runs`.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct RunsArgs {
+    /// The folder that holds the folders of the runs.
+    #[arg(value_name = "DIR", default_value = "runs")]
+    pub(crate) folder: PathBuf,
+}
+
 /// Arguments of `nvfp4 train`; each overrides one field of the configuration.
 #[derive(Clone, Debug, Default, Args)]
 pub(crate) struct TrainArgs {
@@ -342,10 +352,15 @@ pub(crate) struct TrainArgs {
     /// Steps between checkpoints.
     #[arg(long, value_name = "N")]
     pub(crate) save_every: Option<u64>,
+    /// What the device could do, in TFLOP/s, for the model FLOP utilisation (989 for bf16 on an
+    /// H100 or H200).
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub(crate) peak_tflops: Option<f64>,
     /// Directory of the run; runs/ and the name in the configuration if absent.
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
-    /// Continue the run in its directory from the latest checkpoint, or from that of a step.
+    /// Continue the run in its directory from the latest intact checkpoint, or from that of a step;
+    /// a run that came to no checkpoint begins again.
     #[arg(long, value_name = "STEP", num_args = 0..=1, require_equals = true)]
     pub(crate) resume: Option<Option<u64>>,
     /// Plain lines instead of the full-screen display.
@@ -385,6 +400,9 @@ impl TrainArgs {
         }
         if let Some(name) = &self.recipe {
             config.precision.recipe = presets::by_name(name)?.recipe;
+        }
+        if self.peak_tflops.is_some() {
+            config.peak_tflops = self.peak_tflops;
         }
         set(&mut config.precision.policy, &self.policy);
         set(&mut config.precision.backend, &self.backend);

@@ -14,25 +14,21 @@ use burn_nvfp4_models::train::log::{Forward, LogLine};
 pub(crate) fn loss_curve(path: &Path, lines: &[LogLine], floors: Floors) -> anyhow::Result<()> {
     let (mut training, mut validation) = (Vec::new(), Vec::new());
     for line in lines {
-        match line {
-            LogLine::Step {
-                step,
-                bits_per_byte,
-                ..
-            } => training.push((*step, *bits_per_byte)),
-            LogLine::Validation {
-                step,
-                forward: Forward::Recipe,
-                bits_per_byte,
-                ..
-            } => {
-                validation.push((*step, *bits_per_byte));
-            }
-            LogLine::Validation { .. }
-            | LogLine::Start { .. }
-            | LogLine::Resume { .. }
-            | LogLine::Checkpoint { .. }
-            | LogLine::Final(_) => {}
+        if let LogLine::Step {
+            step,
+            bits_per_byte,
+            ..
+        } = line
+        {
+            training.push((*step, *bits_per_byte));
+        } else if let LogLine::Validation {
+            step,
+            forward: Forward::Recipe,
+            bits_per_byte,
+            ..
+        } = line
+        {
+            validation.push((*step, *bits_per_byte));
         }
     }
     let last = training

@@ -4,12 +4,14 @@
 
 use std::fs;
 use std::io::{IsTerminal, stdout};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::Value;
 
-use burn_nvfp4_models::checkpoint::run::{RunCheckpoint, RunDirectory, RunError, differences};
+use burn_nvfp4_models::checkpoint::run::{
+    Found, RunCheckpoint, RunDirectory, RunError, Versions, differences,
+};
 use burn_nvfp4_models::config::HybridConfig;
 use burn_nvfp4_models::data::{Corpus, TokenFile, Tokenizer};
 use burn_nvfp4_models::train::config::{ModelSource, TrainConfig};
@@ -25,12 +27,14 @@ const DEFAULT: &str = include_str!("../../../configs/default.toml");
 pub(crate) struct Prepared {
     /// The resolved configuration.
     pub(crate) config: TrainConfig,
+    /// The same as TOML.
+    pub(super) config_text: String,
     /// The model.
     pub(crate) model: HybridConfig,
     pub(super) tokenizer: Tokenizer,
     pub(super) tokens: Arc<TokenFile>,
     pub(super) directory: RunDirectory,
-    pub(super) resume: Option<RunCheckpoint>,
+    pub(super) begin: Begin,
     pub(super) identity: Value,
     /// Index of the GPU.
     pub(super) device: usize,
@@ -38,12 +42,33 @@ pub(crate) struct Prepared {
     pub(super) log_every: usize,
 }
 
+/// Where a run begins.
+#[derive(Debug)]
+pub(super) enum Begin {
+    /// In a directory of its own.
+    New,
+    /// At the first step once more, where a run came to no checkpoint.
+    Again,
+    /// After a checkpoint, because newer ones are damaged as these lines say.
+    After(Box<RunCheckpoint>, Vec<String>),
+}
+
+impl Begin {
+    /// The checkpoint that the run continues from.
+    pub(super) fn checkpoint(&self) -> Option<&RunCheckpoint> {
+        match self {
+            Self::New | Self::Again => None,
+            Self::After(checkpoint, _) => Some(checkpoint),
+        }
+    }
+}
+
 /// Resolves and checks the arguments, and tokenises the text.
 ///
 /// # Errors
 /// [`Failure`], one line each.
 pub(super) fn prepare(arguments: &TrainArgs) -> Result<Prepared, Failure> {
-    let (config, directory, resume) = resolve(arguments)?;
+    let (config, directory, begin) = resolve(arguments)?;
     backend::check(config.precision.backend, arguments.device)?;
     let tokenizer = match &config.data.tokenizer {
         None => Tokenizer::Bytes,
@@ -62,20 +87,30 @@ pub(super) fn prepare(arguments: &TrainArgs) -> Result<Prepared, Failure> {
         .join("tokens");
     let tokens = TokenFile::prepare(&corpus, &tokenizer, &cache).map_err(Failure::error)?;
     let identity = config.identity(&model, tokens.fingerprint(), &tokenizer.name());
-    if let Some(checkpoint) = &resume {
+    if let Some(checkpoint) = begin.checkpoint() {
         let differences = differences(&checkpoint.state.identity, &identity);
         if !differences.is_empty() {
-            let path = directory.checkpoint(checkpoint.state.step);
+            let path = directory.checkpoint(checkpoint.step());
             return Err(Failure::error(RunError::Differs { path, differences }));
         }
+        let (there, here) = (&checkpoint.state.versions, Versions::current());
+        if *there != here {
+            warn(&format!(
+                "the checkpoint was written by nvfp4 {} on Burn {}, this is {} on Burn {}: the \
+                 run may differ from an uninterrupted one",
+                there.nvfp4, there.burn, here.nvfp4, here.burn
+            ));
+        }
     }
+    let config_text = toml::to_string(&config).map_err(Failure::error)?;
     Ok(Prepared {
         config,
+        config_text,
         model,
         tokenizer,
         tokens: Arc::new(tokens),
         directory,
-        resume,
+        begin,
         identity,
         device: arguments.device,
         plain: arguments.plain || !stdout().is_terminal(),
@@ -83,51 +118,91 @@ pub(super) fn prepare(arguments: &TrainArgs) -> Result<Prepared, Failure> {
     })
 }
 
-/// The configuration, the directory, and the checkpoint to continue from.
-fn resolve(
-    arguments: &TrainArgs,
-) -> Result<(TrainConfig, RunDirectory, Option<RunCheckpoint>), Failure> {
-    let from_file = |path: &PathBuf| {
-        let text = fs::read_to_string(path)
-            .map_err(|error| Failure::Usage(format!("{}: cannot read: {error}", path.display())))?;
-        TrainConfig::from_toml(&text, path).map_err(Failure::usage)
-    };
-    let given = arguments.config.as_ref().map(from_file).transpose()?;
+/// The configuration, the directory, and where the run begins.
+fn resolve(arguments: &TrainArgs) -> Result<(TrainConfig, RunDirectory, Begin), Failure> {
+    let given = arguments.config.as_deref().map(from_file).transpose()?;
+    let has_config = given.is_some();
     let built_in = || TrainConfig::from_toml(DEFAULT, Path::new("configs/default.toml"));
+    let mut config = given.map_or_else(built_in, Ok).map_err(Failure::usage)?;
     let place = |config: &TrainConfig| {
         let default = || Path::new("runs").join(&config.name);
         RunDirectory::at(&arguments.out.clone().unwrap_or_else(default))
     };
-    let (mut config, resume) = match (given, arguments.resume) {
-        (given, None) => (
-            given.map_or_else(built_in, Ok).map_err(Failure::usage)?,
-            None,
-        ),
-        (given, Some(step)) => {
-            let config = given.map_or_else(built_in, Ok).map_err(Failure::usage)?;
+    let resumed = match arguments.resume {
+        None => None,
+        Some(step) => {
             let directory = place(&config);
-            let checkpoint = directory.load(step).map_err(Failure::error)?;
-            let config = if arguments.config.is_some() {
-                config
-            } else {
-                serde_json::from_value(checkpoint.state.config.clone()).map_err(|error| {
-                    let path = directory.checkpoint(checkpoint.state.step);
-                    Failure::Error(format!("{}: state.json: {error}", path.display()))
-                })?
-            };
-            (config, Some((directory, checkpoint)))
+            let begin = beginning(&directory, step)?;
+            if !has_config {
+                config = kept_config(&directory, &begin, config)?;
+            }
+            Some((directory, begin))
         }
     };
     arguments.apply(&mut config).map_err(Failure::usage)?;
     config.validate().map_err(Failure::usage)?;
-    match resume {
-        Some((directory, checkpoint)) => Ok((config, directory, Some(checkpoint))),
-        None => {
-            let directory = place(&config);
-            directory.check_new().map_err(Failure::error)?;
-            Ok((config, directory, None))
-        }
+    if let Some((directory, begin)) = resumed {
+        return Ok((config, directory, begin));
     }
+    let directory = place(&config);
+    directory.check_new().map_err(Failure::error)?;
+    Ok((config, directory, Begin::New))
+}
+
+fn from_file(path: &Path) -> Result<TrainConfig, Failure> {
+    let text = fs::read_to_string(path)
+        .map_err(|error| Failure::Usage(format!("{}: cannot read: {error}", path.display())))?;
+    TrainConfig::from_toml(&text, path).map_err(Failure::usage)
+}
+
+/// Where a run continues: after a step, after the newest intact checkpoint, or at its beginning.
+fn beginning(directory: &RunDirectory, step: Option<u64>) -> Result<Begin, Failure> {
+    if step.is_some() {
+        let checkpoint = directory.load(step).map_err(Failure::error)?;
+        return Ok(Begin::After(Box::new(checkpoint), Vec::new()));
+    }
+    match directory.load_newest_intact() {
+        Ok(Found {
+            checkpoint,
+            damaged,
+        }) => {
+            let damaged: Vec<_> = damaged.iter().map(RunError::to_string).collect();
+            for problem in &damaged {
+                let step = checkpoint.step();
+                warn(&format!(
+                    "{problem}; it is passed over for that of step {step}"
+                ));
+            }
+            Ok(Begin::After(Box::new(checkpoint), damaged))
+        }
+        Err(RunError::NoCheckpoint { path }) if directory.has_run() => {
+            let path = path.display();
+            warn(&format!("{path}: no checkpoint yet, the run begins again"));
+            Ok(Begin::Again)
+        }
+        Err(error) => Err(Failure::error(error)),
+    }
+}
+
+/// The configuration that a run was begun with.
+fn kept_config(
+    directory: &RunDirectory,
+    begin: &Begin,
+    otherwise: TrainConfig,
+) -> Result<TrainConfig, Failure> {
+    match begin.checkpoint() {
+        Some(checkpoint) => {
+            let path = directory.checkpoint(checkpoint.step()).join("state.json");
+            TrainConfig::from_toml(&checkpoint.state.config, &path).map_err(Failure::error)
+        }
+        None if directory.config().is_file() => from_file(&directory.config()),
+        None => Ok(otherwise),
+    }
+}
+
+/// Says on stderr what the user should know, though the command goes on.
+pub(super) fn warn(text: &str) {
+    super::say(&format!("warning: {text}"));
 }
 
 /// The model's dimensions, with room for every id of the tokenizer.

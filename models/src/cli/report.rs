@@ -4,10 +4,16 @@ use std::fmt::Write;
 use std::path::Path;
 
 use burn_nvfp4_models::train::log::FinalLine;
+use burn_nvfp4_models::train::plan::Outcome;
 use burn_nvfp4_models::train::renderer::duration;
 
 /// The summary table.
-pub(crate) fn summary(figures: &FinalLine, recipe: &str, directory: &Path) -> String {
+pub(crate) fn summary(
+    figures: &FinalLine,
+    outcome: &Outcome,
+    recipe: &str,
+    directory: &Path,
+) -> String {
     let mut out = String::new();
     let mut row = |name: &str, loss: Option<f64>, bits: Option<f64>| {
         let number =
@@ -47,14 +53,19 @@ pub(crate) fn summary(figures: &FinalLine, recipe: &str, directory: &Path) -> St
     );
     let heading = format!("{:<44} {:>12} {:>14}", "", "nats/token", "bits/byte");
     let table = out.replacen(out.lines().next().unwrap_or_default(), &heading, 1);
+    let skipped = match outcome.skipped {
+        0 => String::new(),
+        skipped => format!(" ({skipped} without an update)"),
+    };
     let speed = format!(
-        "{} steps, {:.0} tokens/s in training, {} in all\n",
+        "{} steps{skipped}, {:.0} tokens/s in training, {} in all, {:.1} % of it for checkpoints\n",
         figures.step,
         figures.tokens_per_second,
-        duration(figures.seconds)
+        duration(figures.seconds),
+        100.0 * outcome.waited_seconds / figures.seconds,
     );
     let files = format!(
-        "files: {}/{{log.jsonl, loss.svg, sample.txt, checkpoints/}}\n",
+        "files: {}/{{config.toml, log.jsonl, loss.svg, sample.txt, checkpoints/}}\n",
         directory.display()
     );
     format!("\n{table}{speed}{files}")

@@ -94,13 +94,14 @@ pub(crate) fn dequantize(arguments: &DequantizeArgs) -> Result<Success, Failure>
 pub(crate) fn export(arguments: &ExportArgs) -> Result<Success, Failure> {
     let directory = RunDirectory::at(&arguments.run);
     let checkpoint = directory.load(arguments.step).map_err(Failure::error)?;
-    let step = checkpoint.state.step;
+    let step = checkpoint.step();
     let damaged = |error: String| {
         let path = directory.checkpoint(step);
         Failure::Error(format!("{}: {error}", path.display()))
     };
-    let config: TrainConfig = serde_json::from_value(checkpoint.state.config.clone())
-        .map_err(|error| damaged(format!("state.json: {error}")))?;
+    let path = directory.checkpoint(step).join("state.json");
+    let config = TrainConfig::from_toml(&checkpoint.state.config, &path);
+    let config = config.map_err(Failure::error)?;
     let tokenizer_file = config.data.tokenizer.as_ref();
     let tokenizer = match tokenizer_file {
         None => Tokenizer::Bytes,

@@ -7,7 +7,8 @@
 
 use std::fs;
 use std::io::{Write, stdout};
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::backend::Autodiff;
 use burn::train::Interrupter;
@@ -16,8 +17,9 @@ use burn_nvfp4::engine::Support;
 use burn_nvfp4::{Nvfp4, Nvfp4Engine};
 use serde_json::json;
 
-use burn_nvfp4_models::checkpoint::run::RunDirectory;
+use burn_nvfp4_models::checkpoint::run::{Position, RunDirectory, RunLock};
 use burn_nvfp4_models::data::{Floors, Split, TrainBatches, ValidationBatches};
+use burn_nvfp4_models::durable;
 use burn_nvfp4_models::generate::{Generation, Sampling};
 use burn_nvfp4_models::hybrid::HybridLm;
 use burn_nvfp4_models::train::config::PrecisionConfig;
@@ -26,11 +28,11 @@ use burn_nvfp4_models::train::log::{self, FinalLine, LogLine, RunLog};
 use burn_nvfp4_models::train::numerics::{Numerics, Quantized};
 use burn_nvfp4_models::train::output::bits_per_byte;
 use burn_nvfp4_models::train::plan::{Ending, FinalFigures, Outcome, StepPlan};
-use burn_nvfp4_models::train::strategy::StepStrategy;
+use burn_nvfp4_models::train::strategy::{Alarm, StepStrategy};
 
 use super::args::TrainArgs;
 use super::backend::OnBackend;
-use super::prepare::{Prepared, prepare};
+use super::prepare::{Begin, Prepared, prepare, warn};
 use super::{Failure, Success, backend, plot, report, signal};
 
 /// Runs `nvfp4 train`.
@@ -68,42 +70,23 @@ impl Prepared {
         support: &Support,
         numerics: Box<dyn Numerics>,
     ) -> Result<Success, Failure> {
-        let done = self
-            .resume
-            .as_ref()
-            .map_or(0, |checkpoint| checkpoint.state.step);
-        let batches = self.batches::<B>(done, device)?;
-        let floors = self.floors(&batches.valid);
-        let model: HybridLm<B> = self
-            .model
-            .try_init(device, self.config.seed)
-            .map_err(Failure::usage)?;
-        let model = model.with_activations(self.config.precision.activations.dtype());
-        let mut trainee = Trainee::new(model, &self.config.optimizer);
-        let log = match &self.resume {
-            None => {
-                RunDirectory::create(self.directory.path()).map_err(Failure::error)?;
-                RunLog::create(&self.log_path(), &self.first_line())
-            }
-            Some(checkpoint) => {
-                trainee = trainee
-                    .restore(checkpoint.clone(), &self.directory, device)
-                    .map_err(Failure::error)?;
-                RunLog::resume(&self.log_path(), done)
-            }
+        let position = match self.begin.checkpoint() {
+            None => Position::default(),
+            Some(checkpoint) => checkpoint.state.position.clone(),
         };
-        let log = log.map_err(|error| {
-            Failure::Error(format!(
-                "{}: cannot write the log: {error}",
-                self.log_path().display()
-            ))
-        })?;
-        say(&self.heading(done));
+        let batches = self.batches::<B>(position.data_step, device)?;
+        let floors = self.floors(&batches.valid);
+        let trainee = self.trainee::<B>(device)?;
+        let (log, _lock) = self.open_directory(&position)?;
+        say(&self.heading(position.step));
         say(&format!(
             "linear quantized by {}; GEMM: {}",
             support.quantize, support.gemm
         ));
-        let strategy = StepStrategy::new(self.plan(done), self.directory.clone(), log, numerics);
+        let alarms = Alarms::default();
+        let directory = self.directory.clone();
+        let alarm = alarms.sound(self.plain);
+        let strategy = StepStrategy::new(self.plan(position), directory, log, numerics, alarm);
         let interrupter = Interrupter::new();
         signal::install(&interrupter)?;
         let display = if self.plain {
@@ -116,30 +99,85 @@ impl Prepared {
             Display::Terminal
         };
         let schedule = self.config.schedule();
-        let (outcome, model) = fit(trainee, batches, schedule, &strategy, display, interrupter)
-            .map_err(Failure::error)?;
+        let fitted = fit(trainee, batches, schedule, &strategy, display, interrupter);
+        alarms.say_kept();
+        let (outcome, model) = fitted.map_err(Failure::error)?;
+        if let Ending::Finished(figures) = outcome.ending {
+            self.finish(&model, &outcome, figures, floors, device)?;
+        }
+        let step = outcome.step;
+        if let Some(reason) = outcome.unsaved {
+            let message = format!("the state of step {step} could not be saved: {reason}");
+            return Err(Failure::Error(message));
+        }
         match outcome.ending {
             Ending::Interrupted => {
-                let command = format!(
-                    "nvfp4 train --resume --out {}",
-                    self.directory.path().display()
-                );
+                let folder = self.directory.path().display();
+                let command = format!("nvfp4 train --resume --out {folder}");
                 say(&format!(
-                    "interrupted after step {}; continue with: {command}",
-                    outcome.step
+                    "interrupted after step {step}; continue with: {command}"
                 ));
                 Ok(Success::Interrupted)
             }
-            Ending::Finished(figures) => {
-                self.finish(&model, outcome, figures, floors, device)?;
-                Ok(Success::Done)
-            }
+            Ending::Finished(_) => Ok(Success::Done),
         }
+    }
+
+    /// The model and its optimizer, as they begin or as the checkpoint has them.
+    fn trainee<B: TrainingEngine>(
+        &self,
+        device: &B::Device,
+    ) -> Result<Trainee<B, HybridLm<B>>, Failure> {
+        let model = self.model.try_init(device, self.config.seed);
+        let model = model.map_err(Failure::usage)?;
+        let model = model.with_activations(self.config.precision.activations.dtype());
+        let trainee = Trainee::new(model, &self.config.optimizer);
+        match self.begin.checkpoint() {
+            None => Ok(trainee),
+            Some(checkpoint) => trainee
+                .restore(checkpoint.clone(), &self.directory, device)
+                .map_err(Failure::error),
+        }
+    }
+
+    /// Makes the directory or tidies it up, and opens the log. Nobody else writes there meanwhile.
+    fn open_directory(&self, position: &Position) -> Result<(RunLog, RunLock), Failure> {
+        let (directory, path) = (&self.directory, self.directory.log());
+        if let Begin::New = self.begin {
+            RunDirectory::create(directory.path()).map_err(Failure::error)?;
+        }
+        let lock = directory.lock().map_err(Failure::error)?;
+        for aside in directory.recover(position.step).map_err(Failure::error)? {
+            warn(&format!(
+                "a checkpoint of a later step is now {}",
+                aside.display()
+            ));
+        }
+        durable::write_file::<std::io::Error>(&directory.config(), |out| {
+            out.write_all(self.config_text.as_bytes())
+        })
+        .map_err(|error| {
+            let path = directory.config();
+            Failure::Error(format!("{}: cannot write: {error}", path.display()))
+        })?;
+        let log = match &self.begin {
+            Begin::New | Begin::Again => RunLog::create(&path, &self.first_line()),
+            Begin::After(..) if !path.exists() => RunLog::create(&path, &self.first_line()),
+            Begin::After(_, damaged) => {
+                let (step, damaged) = (position.step, damaged.clone());
+                let first = LogLine::Resume { step, damaged };
+                RunLog::resume(&path, position.log_bytes, &first)
+            }
+        };
+        let log = log.map_err(|error| {
+            Failure::Error(format!("{}: cannot write the log: {error}", path.display()))
+        })?;
+        Ok((log, lock))
     }
 
     fn batches<B: TrainingEngine>(
         &self,
-        done: u64,
+        first_step: u64,
         device: &B::Device,
     ) -> Result<Batches<B>, Failure> {
         let (tokens, shape) = (&self.tokens, self.config.batch);
@@ -149,7 +187,7 @@ impl Prepared {
                 tokens.clone(),
                 shape,
                 self.config.seed,
-                done,
+                first_step,
                 device.clone(),
             ),
             ValidationBatches::new(tokens.clone(), shape, windows, device.clone()),
@@ -172,10 +210,10 @@ impl Prepared {
             .floors(windows.iter().map(Vec::as_slice))
     }
 
-    fn plan(&self, done: u64) -> StepPlan {
+    fn plan(&self, position: Position) -> StepPlan {
         let config = &self.config;
         StepPlan {
-            done,
+            position,
             total: config.steps,
             accumulate: config.batch.accumulate.get(),
             tokens_per_step: config.batch.tokens_per_step(),
@@ -183,15 +221,16 @@ impl Prepared {
             validate_every: config.validation.every,
             save_every: config.checkpoint.every,
             keep: config.checkpoint.keep,
+            snapshot: config.precision.backend.snapshot(),
+            guard: config.guard,
+            layers: Vec::new(),
+            parameters: self.model.num_params(),
+            peak_flops: config.peak_tflops.map(|peak| peak * 1e12),
             train_bytes_per_token: self.tokens.bytes_per_token(Split::Training),
             valid_bytes_per_token: self.tokens.bytes_per_token(Split::Validation),
             identity: self.identity.clone(),
-            config: json!(config),
+            config: self.config_text.clone(),
         }
-    }
-
-    fn log_path(&self) -> PathBuf {
-        self.directory.path().join("log.jsonl")
     }
 
     fn first_line(&self) -> LogLine {
@@ -244,15 +283,15 @@ impl Prepared {
     fn finish<B: HybridEngine>(
         &self,
         model: &HybridLm<B>,
-        outcome: Outcome,
+        outcome: &Outcome,
         figures: FinalFigures,
         floors: Floors,
         device: &B::Device,
     ) -> Result<(), Failure> {
-        let path = self.log_path();
+        let path = self.directory.log();
         let log_failure =
             |error: std::io::Error| Failure::Error(format!("{}: {error}", path.display()));
-        let lines = log::read(&path).map_err(log_failure)?;
+        let lines = log::current(log::read(&path).map_err(log_failure)?);
         let bytes = self.tokens.bytes_per_token(Split::Validation);
         let line = FinalLine {
             step: outcome.step,
@@ -272,6 +311,7 @@ impl Prepared {
             .map_err(|error| Failure::Error(format!("{}: {error:#}", picture.display())))?;
         say(&report::summary(
             &line,
+            outcome,
             self.config.precision.recipe_name(),
             self.directory.path(),
         ));
@@ -313,6 +353,32 @@ impl Prepared {
         })?;
         say(&format!("sample:\n{}", report::printable(&text)));
         Ok(())
+    }
+}
+
+/// What the loop has to say at once: on stderr beside plain lines, and after the full-screen
+/// display, which would paint over it.
+#[derive(Default)]
+struct Alarms {
+    kept: Arc<Mutex<Vec<String>>>,
+}
+
+impl Alarms {
+    fn sound(&self, at_once: bool) -> Alarm {
+        let kept = self.kept.clone();
+        Box::new(move |text| {
+            if at_once {
+                warn(text);
+            } else {
+                let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+                kept.push(text.to_owned());
+            }
+        })
+    }
+
+    fn say_kept(&self) {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.drain(..).for_each(|text| warn(&text));
     }
 }
 

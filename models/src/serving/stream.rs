@@ -10,7 +10,9 @@ use std::fs::File;
 use std::io::{self, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use safetensors::tensor::{Dtype, Metadata, TensorInfo};
+use safetensors::tensor::{Dtype, TensorInfo};
+
+use crate::checkpoint::files;
 
 /// Bytes handed to the file at once.
 const PIECE: usize = 1 << 24;
@@ -22,6 +24,7 @@ pub(crate) struct StreamedFile {
     path: PathBuf,
     /// Every tensor and its place.
     infos: Vec<(String, TensorInfo)>,
+    /// Length of the header.
     header: usize,
     /// Where the bytes of each tensor that is not written yet go.
     missing: BTreeMap<String, (u64, usize)>,
@@ -61,7 +64,7 @@ impl StreamedFile {
             ));
             offset += bytes;
         }
-        let header = header(about, &infos)?.len();
+        let header = announce(about, &infos)?.len();
         let start = 8 + header as u64;
         missing
             .values_mut()
@@ -117,7 +120,7 @@ impl StreamedFile {
     pub(crate) fn finish(mut self, about: &HashMap<String, String>) -> io::Result<()> {
         let path = self.path.display();
         assert!(self.missing.is_empty(), "{path} lacks {:?}", self.missing);
-        let header = header(about, &self.infos)?;
+        let header = announce(about, &self.infos)?;
         assert!(
             header.len() == self.header,
             "the metadata of {path} has another length"
@@ -129,8 +132,11 @@ impl StreamedFile {
     }
 }
 
-/// The header, padded as the format asks.
-fn header(about: &HashMap<String, String>, infos: &[(String, TensorInfo)]) -> io::Result<Vec<u8>> {
+/// The header of these tensors.
+fn announce(
+    about: &HashMap<String, String>,
+    infos: &[(String, TensorInfo)],
+) -> io::Result<Vec<u8>> {
     let infos = infos.iter().map(|(name, info)| {
         let TensorInfo {
             dtype,
@@ -144,10 +150,7 @@ fn header(about: &HashMap<String, String>, infos: &[(String, TensorInfo)]) -> io
         };
         (name.clone(), info)
     });
-    let metadata = Metadata::new(Some(about.clone()), infos.collect()).map_err(io::Error::other)?;
-    let mut header = serde_json::to_vec(&metadata)?;
-    header.resize(header.len().next_multiple_of(8), b' ');
-    Ok(header)
+    files::header(Some(about.clone()), infos.collect())
 }
 
 #[cfg(test)]

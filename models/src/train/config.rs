@@ -13,7 +13,9 @@ use serde_json::{Value, json};
 use crate::config::HybridConfig;
 use crate::data::BatchShape;
 
+use super::guard::GuardConfig;
 use super::optim::OptimizerConfig;
+use super::plan::Snapshot;
 use super::schedule::{DecayShape, Schedule};
 
 /// Most tokens in one micro-batch: beyond it the logits alone pass 64 GB.
@@ -55,6 +57,10 @@ pub struct TrainConfig {
     pub seed: u64,
     /// Optimizer steps.
     pub steps: u64,
+    /// What the device could do in the dtype of the GEMMs, in TFLOP/s, for the model FLOP
+    /// utilisation; absent: unknown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peak_tflops: Option<f64>,
     /// Which model.
     pub model: ModelSource,
     /// Which text.
@@ -71,6 +77,8 @@ pub struct TrainConfig {
     pub validation: ValidationConfig,
     /// When to save.
     pub checkpoint: CheckpointConfig,
+    /// Which steps do not update the model.
+    pub guard: GuardConfig,
     /// What to write at the end.
     pub sample: SampleConfig,
 }
@@ -200,6 +208,16 @@ pub enum BackendName {
     Cuda,
 }
 
+impl BackendName {
+    /// How checkpoints get the tensors of this backend.
+    pub fn snapshot(self) -> Snapshot {
+        match self {
+            Self::Ndarray | Self::Flex => Snapshot::Shared,
+            Self::Wgpu | Self::Cuda => Snapshot::Copied,
+        }
+    }
+}
+
 /// When and on how much to validate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -216,7 +234,7 @@ pub struct ValidationConfig {
 pub struct CheckpointConfig {
     /// Steps between checkpoints.
     pub every: u64,
-    /// How many of the newest stay.
+    /// How many of the newest stay, besides that with the lowest validation loss.
     pub keep: usize,
 }
 
@@ -371,16 +389,23 @@ impl TrainConfig {
                 "0 or more",
             ),
         ];
-        for (field, holds, value, expected) in checks {
-            if !holds {
-                return Err(TrainConfigError::Value {
-                    field,
-                    value,
-                    expected: expected.to_owned(),
-                });
+        let peak = |peak: f64| peak.is_finite() && peak > 0.0;
+        let problem = match checks.into_iter().find(|(_, holds, ..)| !holds) {
+            Some((field, _, value, expected)) => Some((field, value, expected.to_owned())),
+            None if !self.peak_tflops.is_none_or(peak) => {
+                let value = format!("{:?}", self.peak_tflops);
+                Some(("peak_tflops", value, "positive, or absent".to_owned()))
             }
+            None => self.guard.problem(),
+        };
+        match problem {
+            None => Ok(()),
+            Some((field, value, expected)) => Err(TrainConfigError::Value {
+                field,
+                value,
+                expected,
+            }),
         }
-        Ok(())
     }
 
     /// The schedule in steps.
@@ -404,7 +429,7 @@ impl TrainConfig {
     }
 
     /// What a resumed run must share with the one that it continues; where files lie, how often it
-    /// validates and saves, and what it writes at the end may change.
+    /// validates and saves, what the guard does and what the run writes at the end may change.
     pub fn identity(&self, model: &HybridConfig, data: u64, tokenizer: &str) -> Value {
         json!({
             "seed": self.seed,
@@ -510,6 +535,11 @@ mod tests {
             "optimizer.clip_norm is Some(0.0)",
         );
         check(&|c| c.checkpoint.keep = 0, "checkpoint.keep is 0");
+        check(&|c| c.peak_tflops = Some(-1.0), "peak_tflops is Some(-1.0)");
+        check(
+            &|c| c.guard.non_finite_in_a_row = 0,
+            "guard.non_finite_in_a_row is 0",
+        );
         check(&|c| c.sample.temperature = -1.0, "sample.temperature is -1");
     }
 }

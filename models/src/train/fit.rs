@@ -11,6 +11,7 @@ use crate::checkpoint::run::{RunCheckpoint, RunDirectory, RunError};
 use crate::data::{TrainBatches, ValidationBatches};
 
 use super::TrainError;
+use super::layers::LayerMetric;
 use super::metrics::{Figure, FigureMetric};
 use super::optim::{GroupedAdamW, OptimizerConfig, write_moments};
 use super::params::write_parameters;
@@ -69,12 +70,13 @@ impl<B: TrainingEngine, M: Trainable<B>> Trainee<B, M> {
     ) -> Result<Self, RunError> {
         use burn::optim::Optimizer;
 
-        let step = checkpoint.state.step;
+        let step = checkpoint.step();
         let misfit = |problems| RunError::Misfit {
             path: directory.checkpoint(step),
             problems,
         };
-        let updates = usize::try_from(step).unwrap_or(usize::MAX);
+        let updates = checkpoint.state.position.updates;
+        let updates = usize::try_from(updates).unwrap_or(usize::MAX);
         let model =
             write_parameters::<B, M>(self.model, &checkpoint.parameters, device).map_err(misfit)?;
         let records =
@@ -100,7 +102,7 @@ pub struct Batches<B: TrainingEngine> {
 /// Returns how it ended and the model without autodiff.
 ///
 /// # Errors
-/// Whatever stopped the run: NaN, a full disk.
+/// Whatever stopped the run: NaN too many times in a row, losses that stay up.
 pub fn fit<B: TrainingEngine, M: Trainable<B>>(
     trainee: Trainee<B, M>,
     batches: Batches<B>,
@@ -109,7 +111,8 @@ pub fn fit<B: TrainingEngine, M: Trainable<B>>(
     display: Display,
     interrupter: Interrupter,
 ) -> Result<(Outcome, M::Inference), TrainError> {
-    let scheduler = WarmupStableDecay::after(schedule, strategy.done());
+    let plan = strategy.plan();
+    let scheduler = WarmupStableDecay::after(schedule, plan.position.step);
     let learner = Learner::new(trainee.model, trainee.optimizer, scheduler);
     let mut training = SupervisedTraining::<Components<B, M>>::new(
         strategy.directory().path(),
@@ -121,8 +124,15 @@ pub fn fit<B: TrainingEngine, M: Trainable<B>>(
     .with_metric_logger(InMemoryMetricLogger::default())
     .with_application_logger(None)
     .with_training_strategy(TrainingStrategy::Custom(strategy.clone()));
-    for figure in Figure::ALL {
+    let hidden = match plan.peak_flops {
+        Some(_) => None,
+        None => Some(Figure::FlopUtilisation),
+    };
+    for figure in Figure::ALL.into_iter().filter(|it| Some(*it) != hidden) {
         training = training.metric_train_numeric(FigureMetric::new(figure));
+    }
+    for layer in &plan.layers {
+        training = training.metric_train_numeric(LayerMetric::new(layer));
     }
     for figure in [Figure::Loss, Figure::BitsPerByte] {
         training = training.metric_valid_numeric(FigureMetric::new(figure));

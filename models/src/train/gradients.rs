@@ -101,17 +101,33 @@ impl<B: TrainingEngine> ModuleVisitor<B> for Scale<'_> {
     }
 }
 
-/// Where NaN or infinity is: the first parameter whose value holds it, in the order of the model;
-/// else the last one whose gradient does, which backward met first.
-pub fn find_non_finite<B: TrainingEngine, M: AutodiffModule<B>>(
+/// The first parameter, in the order of the model, whose value holds NaN or infinity.
+pub fn value_of_non_finite<B: TrainingEngine, M: AutodiffModule<B>>(model: &M) -> Option<String> {
+    let found = search::<B, M>(model, None);
+    let name = found.first()?;
+    Some(format!("the value of {name}"))
+}
+
+/// The last parameter, in the order of the model, whose gradient holds NaN or infinity: backward
+/// met it first.
+pub fn gradient_of_non_finite<B: TrainingEngine, M: AutodiffModule<B>>(
     model: &M,
     grads: &GradientsParams,
 ) -> Option<String> {
+    let found = search::<B, M>(model, Some(grads));
+    let name = found.last()?;
+    Some(format!("the gradient of {name}"))
+}
+
+/// Names of the parameters whose gradients, or else whose values, hold NaN or infinity.
+fn search<B: TrainingEngine, M: AutodiffModule<B>>(
+    model: &M,
+    grads: Option<&GradientsParams>,
+) -> Vec<String> {
     struct Search<'a> {
-        grads: &'a GradientsParams,
+        grads: Option<&'a GradientsParams>,
         path: FieldPath,
-        value: Option<String>,
-        gradient: Option<String>,
+        found: Vec<String>,
     }
     impl<B: TrainingEngine> ModuleVisitor<B> for Search<'_> {
         fn enter_module(&mut self, name: &str, container: &str) {
@@ -121,28 +137,23 @@ pub fn find_non_finite<B: TrainingEngine, M: AutodiffModule<B>>(
             self.path.exit();
         }
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+            let tensor = match self.grads {
+                None => Some(param.val().inner()),
+                Some(grads) => grads.get::<B::InnerBackend, D>(param.id),
+            };
             let finite = |tensor: Tensor<B::InnerBackend, D>| {
                 tensor.into_data().iter::<f32>().all(f32::is_finite)
             };
-            if self.value.is_none() && !finite(param.val().inner()) {
-                self.value = Some(format!("the value of {}", self.path.name()));
-            }
-            if self
-                .grads
-                .get::<B::InnerBackend, D>(param.id)
-                .is_some_and(|grad| !finite(grad))
-            {
-                self.gradient = Some(format!("the gradient of {}", self.path.name()));
+            if !tensor.is_none_or(finite) {
+                self.found.push(self.path.name());
             }
         }
     }
-    let path = FieldPath::default();
     let mut search = Search {
         grads,
-        path,
-        value: None,
-        gradient: None,
+        path: FieldPath::default(),
+        found: Vec::new(),
     };
     model.visit(&mut search);
-    search.value.or(search.gradient)
+    search.found
 }

@@ -1,16 +1,18 @@
-//! The machine-readable log: `log.jsonl`, one JSON object per line, flushed line by line.
+//! The machine-readable log: `log.jsonl`, one JSON object per line, written line by line.
 //!
-//! The first line is the resolved configuration. A resumed run first drops what lies behind its
-//! checkpoint, so that every step stands in the log once.
+//! The first line is the resolved configuration. A checkpoint knows how long the log was; a resumed
+//! run cuts what lies behind. After a rewind the lines of the abandoned steps stay, and a
+//! [`LogLine::Rewind`] says so: [`current`] leaves them out. A full disk stops no run: lines
+//! wait in memory (250 bytes a step) until they can be written.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::durable;
+use super::layers::OperandFigure;
 
 /// One line.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -31,6 +33,8 @@ pub enum LogLine {
     Resume {
         /// Steps taken before.
         step: u64,
+        /// Newer checkpoints that were passed over, and why.
+        damaged: Vec<String>,
     },
     /// One optimizer step.
     Step {
@@ -48,9 +52,23 @@ pub enum LogLine {
         tokens: u64,
         /// Training tokens per second, this step.
         tokens_per_second: f64,
+        /// Model FLOP utilisation, if the device's peak is known.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        mfu: Option<f64>,
         /// Since the process began to train.
         seconds: f64,
     },
+    /// What quantization did in a step that was sampled.
+    Quantization {
+        /// Counted from 1.
+        step: u64,
+        /// Every operand that was measured.
+        operands: Vec<OperandFigure>,
+    },
+    /// A step that did not update the model.
+    Skipped(SkippedLine),
+    /// The run went back.
+    Rewind(RewindLine),
     /// A validation.
     Validation {
         /// After this step.
@@ -62,10 +80,28 @@ pub enum LogLine {
         /// Bits per byte.
         bits_per_byte: f64,
     },
-    /// A checkpoint was written.
+    /// A checkpoint stands. Written when it does: steps after it may be in front.
     Checkpoint {
         /// After this step.
         step: u64,
+        /// Its size.
+        bytes: u64,
+        /// Seconds to write it, beside training.
+        seconds: f64,
+    },
+    /// A checkpoint could not be written, or an older one not be removed; those before it stand.
+    SaveFailed {
+        /// After this step.
+        step: u64,
+        /// Why not.
+        error: String,
+    },
+    /// The process stopped before the end of the run.
+    Stopped {
+        /// After this step.
+        step: u64,
+        /// Why.
+        reason: String,
     },
     /// The run is complete.
     Final(FinalLine),
@@ -96,6 +132,51 @@ pub struct FinalLine {
     pub seconds: f64,
 }
 
+/// A step that did not update the model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SkippedLine {
+    /// Counted from 1.
+    pub step: u64,
+    /// Why.
+    pub reason: SkipReason,
+    /// Nats per token; a word, because JSON has no NaN.
+    pub loss: String,
+    /// Global norm before clipping.
+    pub grad_norm: String,
+    /// Where NaN or infinity arose: layer and operand.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub place: Option<String>,
+    /// Such steps in a row.
+    pub in_a_row: u64,
+    /// Steps left out in all.
+    pub skipped: u64,
+}
+
+/// Why a step did not update the model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SkipReason {
+    /// NaN or infinity.
+    NonFinite,
+    /// A loss beyond the spike guard's limit.
+    Spike,
+}
+
+/// A return to an earlier checkpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RewindLine {
+    /// The step that was one outlier too many.
+    pub from: u64,
+    /// The step of the checkpoint.
+    pub to: u64,
+    /// Its loss.
+    pub loss: f64,
+    /// The largest loss that would have been none.
+    pub limit: f64,
+    /// Returns so far.
+    pub rewinds: u64,
+}
+
 /// In which arithmetic a validation ran.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -111,18 +192,17 @@ impl LogLine {
     pub fn step(&self) -> Option<u64> {
         match self {
             Self::Start { .. } => None,
-            Self::Resume { step }
+            Self::Resume { step, .. }
             | Self::Step { step, .. }
+            | Self::Quantization { step, .. }
+            | Self::Skipped(SkippedLine { step, .. })
+            | Self::Rewind(RewindLine { to: step, .. })
             | Self::Validation { step, .. }
-            | Self::Checkpoint { step }
+            | Self::Checkpoint { step, .. }
+            | Self::SaveFailed { step, .. }
+            | Self::Stopped { step, .. }
             | Self::Final(FinalLine { step, .. }) => Some(*step),
         }
-    }
-}
-
-impl LogLine {
-    fn is_final(&self) -> bool {
-        matches!(self, Self::Final(_))
     }
 }
 
@@ -131,56 +211,82 @@ impl LogLine {
 pub struct RunLog {
     path: PathBuf,
     file: File,
+    /// Bytes that stand.
+    written: u64,
+    /// Lines that could not be written yet.
+    waiting: Vec<u8>,
 }
 
 impl RunLog {
-    /// Begins a log with its first line.
+    /// Begins a log with its first line, over what a run left that came to no checkpoint.
     ///
     /// # Errors
-    /// What the file system reports, among others that the file exists.
+    /// What the file system reports.
     pub fn create(path: &Path, first: &LogLine) -> io::Result<Self> {
-        let file = OpenOptions::new().write(true).create_new(true).open(path)?;
+        let mut options = OpenOptions::new();
+        let file = options.write(true).create(true).truncate(true).open(path)?;
+        Self::at(path, file, 0, first)
+    }
+
+    /// Opens a log to continue where it was `bytes` long: later lines go, as does half a line.
+    ///
+    /// # Errors
+    /// What the file system reports.
+    pub fn resume(path: &Path, bytes: u64, first: &LogLine) -> io::Result<Self> {
+        let mut old = fs::read(path)?;
+        old.truncate(usize::try_from(bytes).unwrap_or(usize::MAX));
+        let whole = old.iter().rposition(|byte| *byte == b'\n');
+        let whole = whole.map_or(0, |last| last as u64 + 1);
+        let file = OpenOptions::new().write(true).open(path)?;
+        file.set_len(whole)?;
+        Self::at(path, file, whole, first)
+    }
+
+    fn at(path: &Path, file: File, written: u64, first: &LogLine) -> io::Result<Self> {
         let mut log = Self {
             path: path.to_owned(),
             file,
+            written,
+            waiting: Vec::new(),
         };
         log.write(first)?;
         Ok(log)
     }
 
-    /// Opens a log to continue after `step`: later lines go, as does a half-written last one.
+    /// Appends a line, behind those that still wait.
     ///
     /// # Errors
-    /// What the file system reports.
-    pub fn resume(path: &Path, step: u64) -> io::Result<Self> {
-        let old = fs::read_to_string(path)?;
-        durable::write_file::<io::Error>(path, |out| {
-            for line in old.lines() {
-                let keep = serde_json::from_str::<LogLine>(line)
-                    .is_ok_and(|line| line.step().is_none_or(|at| at <= step) && !line.is_final());
-                if keep {
-                    writeln!(out, "{line}")?;
-                }
-            }
-            Ok(())
-        })?;
-        let file = OpenOptions::new().append(true).open(path)?;
-        let mut log = Self {
-            path: path.to_owned(),
-            file,
-        };
-        log.write(&LogLine::Resume { step })?;
-        Ok(log)
+    /// What the file system reports; the line then waits for the next call.
+    pub fn write(&mut self, line: &LogLine) -> io::Result<()> {
+        serde_json::to_writer(&mut self.waiting, line)?;
+        self.waiting.push(b'\n');
+        self.flush()
     }
 
-    /// Appends a line.
+    /// Writes the lines that wait.
     ///
     /// # Errors
     /// What the file system reports.
-    pub fn write(&mut self, line: &LogLine) -> io::Result<()> {
-        let mut text = serde_json::to_string(line)?;
-        text.push('\n');
-        self.file.write_all(text.as_bytes())
+    pub fn flush(&mut self) -> io::Result<()> {
+        self.file.seek(SeekFrom::Start(self.written))?;
+        if let Err(error) = self.file.write_all(&self.waiting) {
+            // A part of a line may stand. Cutting it off needs no room.
+            let _ = self.file.set_len(self.written);
+            return Err(error);
+        }
+        self.written += self.waiting.len() as u64;
+        self.waiting.clear();
+        Ok(())
+    }
+
+    /// Bytes of all lines, waiting ones among them.
+    pub fn bytes(&self) -> u64 {
+        self.written + self.waiting.len() as u64
+    }
+
+    /// True while lines wait.
+    pub fn is_waiting(&self) -> bool {
+        !self.waiting.is_empty()
     }
 
     /// Where the log is.
@@ -194,25 +300,31 @@ impl RunLog {
 /// # Errors
 /// What the file system reports.
 pub fn append(path: &Path, line: &LogLine) -> io::Result<()> {
-    let file = OpenOptions::new().append(true).open(path)?;
-    RunLog {
-        path: path.to_owned(),
-        file,
+    let file = OpenOptions::new().write(true).open(path)?;
+    let written = file.metadata()?.len();
+    RunLog::at(path, file, written, line).map(|_log| ())
+}
+
+/// The lines of the run as it stands: without the steps that a rewind abandoned.
+pub fn current(lines: Vec<LogLine>) -> Vec<LogLine> {
+    let mut current: Vec<LogLine> = Vec::with_capacity(lines.len());
+    for line in lines {
+        if let LogLine::Rewind(RewindLine { to, .. }) = line {
+            current.retain(|line| line.step().is_none_or(|step| step <= to));
+        }
+        current.push(line);
     }
-    .write(line)
+    current
 }
 
 /// Mean training loss over the last tenth of the steps in a log; NaN without steps.
 pub fn train_loss(lines: &[LogLine]) -> f64 {
-    let losses = lines.iter().filter_map(|line| match line {
-        LogLine::Step { loss, .. } => Some(*loss),
-        LogLine::Start { .. }
-        | LogLine::Resume { .. }
-        | LogLine::Validation { .. }
-        | LogLine::Checkpoint { .. }
-        | LogLine::Final(_) => None,
-    });
-    let losses: Vec<f64> = losses.collect();
+    let mut losses = Vec::new();
+    for line in lines {
+        if let LogLine::Step { loss, .. } = line {
+            losses.push(*loss);
+        }
+    }
     let tail = &losses[losses.len() - losses.len().div_ceil(10)..];
     tail.iter().sum::<f64>() / tail.len() as f64
 }
@@ -222,10 +334,10 @@ pub fn train_loss(lines: &[LogLine]) -> f64 {
 /// # Errors
 /// What the file system reports.
 pub fn read(path: &Path) -> io::Result<Vec<LogLine>> {
-    let text = fs::read_to_string(path)?;
-    Ok(text
-        .lines()
-        .filter_map(|line| serde_json::from_str(line).ok())
+    let text = fs::read(path)?;
+    let lines = text.split(|byte| *byte == b'\n');
+    Ok(lines
+        .filter_map(|line| serde_json::from_slice(line).ok())
         .collect())
 }
 
@@ -233,29 +345,69 @@ pub fn read(path: &Path) -> io::Result<Vec<LogLine>> {
 mod tests {
     use super::*;
 
+    fn stopped(step: u64) -> LogLine {
+        let reason = "test".to_owned();
+        LogLine::Stopped { step, reason }
+    }
+
+    fn resume(step: u64) -> LogLine {
+        let damaged = Vec::new();
+        LogLine::Resume { step, damaged }
+    }
+
+    fn steps(path: &Path) -> Vec<Option<u64>> {
+        read(path).unwrap().iter().map(LogLine::step).collect()
+    }
+
     #[test]
-    fn a_resumed_log_holds_every_step_once() {
+    fn a_resumed_log_goes_on_where_it_was_so_long_and_drops_half_a_line() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log.jsonl");
-        let start = LogLine::Start {
-            config: Value::Null,
-            model: Value::Null,
-            parameters: 1,
-            data: Value::Null,
-        };
-        let mut log = RunLog::create(&path, &start).unwrap();
-        for step in 1..=3 {
-            log.write(&LogLine::Checkpoint { step }).unwrap();
-        }
-        fs::write(
-            &path,
-            fs::read_to_string(&path).unwrap() + "{\"event\":\"st",
-        )
-        .unwrap();
-        let mut log = RunLog::resume(&path, 2).unwrap();
-        log.write(&LogLine::Checkpoint { step: 3 }).unwrap();
-        let steps: Vec<_> = read(&path).unwrap().iter().map(LogLine::step).collect();
-        assert_eq!(steps, [None, Some(1), Some(2), Some(2), Some(3)]);
-        assert!(RunLog::create(&path, &start).is_err());
+        let mut log = RunLog::create(&path, &stopped(0)).unwrap();
+        log.write(&stopped(1)).unwrap();
+        log.write(&stopped(2)).unwrap();
+        let bytes = log.bytes();
+        log.write(&stopped(3)).unwrap();
+        let mut log = RunLog::resume(&path, bytes, &resume(2)).unwrap();
+        log.write(&stopped(3)).unwrap();
+        assert_eq!(steps(&path), [0, 1, 2, 2, 3].map(Some));
+        // A kill in the middle of a line, and a checkpoint that knows of more than there is.
+        let half = fs::read_to_string(&path).unwrap() + "{\"event\":\"st";
+        fs::write(&path, half).unwrap();
+        RunLog::resume(&path, 1 << 40, &resume(3)).unwrap();
+        assert_eq!(steps(&path), [0, 1, 2, 2, 3, 3].map(Some));
+    }
+
+    #[test]
+    fn lines_wait_while_they_cannot_be_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log.jsonl");
+        let mut log = RunLog::create(&path, &stopped(0)).unwrap();
+        let writable = std::mem::replace(&mut log.file, File::open(&path).unwrap());
+        assert!(log.write(&stopped(1)).is_err());
+        assert!(log.write(&stopped(2)).is_err());
+        let bytes = log.bytes();
+        assert_eq!(steps(&path), [Some(0)]);
+        log.file = writable;
+        log.write(&stopped(3)).unwrap();
+        assert_eq!(steps(&path), [0, 1, 2, 3].map(Some));
+        assert!(bytes < log.bytes() && log.bytes() == fs::metadata(&path).unwrap().len());
+    }
+
+    #[test]
+    fn a_rewind_abandons_the_steps_behind_its_checkpoint() {
+        let rewind = LogLine::Rewind(RewindLine {
+            from: 4,
+            to: 2,
+            loss: 9.0,
+            limit: 3.0,
+            rewinds: 1,
+        });
+        let lines = [stopped(1), stopped(2), stopped(3), rewind, stopped(3)];
+        let steps: Vec<_> = current(lines.to_vec())
+            .iter()
+            .filter_map(LogLine::step)
+            .collect();
+        assert_eq!(steps, [1, 2, 2, 3]);
     }
 }

@@ -11,7 +11,7 @@ use super::output::Figures;
 
 impl Adaptor<Figures> for Figures {
     fn adapt(&self) -> Figures {
-        *self
+        self.clone()
     }
 }
 
@@ -28,18 +28,24 @@ pub enum Figure {
     GradNorm,
     /// Tokens per second.
     TokensPerSecond,
+    /// Model FLOP utilisation; only shown where the device's peak is known.
+    FlopUtilisation,
+    /// Steps that did not update the model.
+    SkippedSteps,
     /// Seconds to the end.
     SecondsLeft,
 }
 
 impl Figure {
     /// All of them, in the order in which they are shown.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 8] = [
         Self::Loss,
         Self::BitsPerByte,
         Self::LearningRate,
         Self::GradNorm,
         Self::TokensPerSecond,
+        Self::FlopUtilisation,
+        Self::SkippedSteps,
         Self::SecondsLeft,
     ];
 
@@ -51,6 +57,8 @@ impl Figure {
             Self::LearningRate => "Learning rate",
             Self::GradNorm => "Gradient norm",
             Self::TokensPerSecond => "Tokens per second",
+            Self::FlopUtilisation => "Model FLOP utilisation",
+            Self::SkippedSteps => "Skipped steps",
             Self::SecondsLeft => "Seconds left",
         }
     }
@@ -62,6 +70,8 @@ impl Figure {
             Self::LearningRate => metadata.lr.unwrap_or(f64::NAN),
             Self::GradNorm => figures.grad_norm.unwrap_or(f64::NAN),
             Self::TokensPerSecond => figures.tokens_per_second,
+            Self::FlopUtilisation => figures.mfu.unwrap_or(f64::NAN),
+            Self::SkippedSteps => figures.skipped as f64,
             Self::SecondsLeft => figures.seconds_left,
         }
     }
@@ -95,7 +105,8 @@ impl Metric for FigureMetric {
     }
 
     fn attributes(&self) -> MetricAttributes {
-        let higher_is_better = self.figure == Figure::TokensPerSecond;
+        let better = [Figure::TokensPerSecond, Figure::FlopUtilisation];
+        let higher_is_better = better.contains(&self.figure);
         NumericAttributes {
             unit: None,
             higher_is_better,
@@ -106,7 +117,10 @@ impl Metric for FigureMetric {
     fn update(&mut self, figures: &Figures, metadata: &MetricMetadata) -> SerializedEntry {
         self.last = self.figure.of(figures, metadata);
         let shown = match self.figure {
-            Figure::TokensPerSecond | Figure::SecondsLeft => format!("{:.0}", self.last),
+            Figure::TokensPerSecond | Figure::SkippedSteps | Figure::SecondsLeft => {
+                format!("{:.0}", self.last)
+            }
+            Figure::FlopUtilisation => format!("{:.1} %", 100.0 * self.last),
             Figure::LearningRate => format!("{:.2e}", self.last),
             Figure::Loss | Figure::BitsPerByte | Figure::GradNorm => format!("{:.4}", self.last),
         };

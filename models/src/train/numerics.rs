@@ -5,6 +5,8 @@ use std::fmt::Debug;
 use burn::tensor::backend::Backend;
 use burn_nvfp4::recipe::{Policy, Progress, RecipeError, presets};
 
+use super::layers::OperandFigure;
+
 /// How the arithmetic of a backend follows the run.
 pub trait Numerics: Debug + Send + Sync {
     /// Called before each step: `step` of `total`, counted from 0. Random bits and a policy that
@@ -14,6 +16,12 @@ pub trait Numerics: Debug + Send + Sync {
     /// The first operand since the last call that held NaN or infinity when it was quantized:
     /// layer and operand.
     fn take_non_finite(&self) -> Option<String>;
+
+    /// What quantization did to the operands of the step that is over, if it was sampled; nothing
+    /// where nothing is measured.
+    fn take_statistics(&self) -> Vec<OperandFigure> {
+        Vec::new()
+    }
 
     /// Calls `forward` with every linear in high precision.
     fn in_high_precision(&self, forward: &mut dyn FnMut());

@@ -2,11 +2,24 @@
 
 use serde_json::Value;
 
+use super::guard::GuardConfig;
+use crate::checkpoint::run::Position;
+
+/// What training waits for when a checkpoint is due.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Snapshot {
+    /// For nothing: the tensors lie in the host's memory already and are shared with the thread
+    /// that saves; the next update makes new ones.
+    Shared,
+    /// For the copy to the host: a device has no room for its tensors twice.
+    Copied,
+}
+
 /// The numbers of the loop.
 #[derive(Clone, Debug)]
 pub struct StepPlan {
-    /// Steps that were taken before.
-    pub done: u64,
+    /// Where the run stood before.
+    pub position: Position,
     /// Steps of the whole run.
     pub total: u64,
     /// Micro-batches in a step.
@@ -19,8 +32,18 @@ pub struct StepPlan {
     pub validate_every: u64,
     /// Steps between checkpoints.
     pub save_every: u64,
-    /// Checkpoints that stay.
+    /// Checkpoints that stay, besides the best one.
     pub keep: usize,
+    /// What training waits for when a checkpoint is due.
+    pub snapshot: Snapshot,
+    /// Which steps update the model.
+    pub guard: GuardConfig,
+    /// Layers whose quantization is shown; none where it is not sampled.
+    pub layers: Vec<String>,
+    /// Parameters of the model, for its FLOPs.
+    pub parameters: u64,
+    /// What the device could do, FLOP/s; absent: unknown.
+    pub peak_flops: Option<f64>,
     /// Bytes of text per training token.
     pub train_bytes_per_token: f64,
     /// Bytes of text per validation token.
@@ -28,7 +51,7 @@ pub struct StepPlan {
     /// See [`RunState::identity`](crate::checkpoint::run::RunState::identity).
     pub identity: Value,
     /// See [`RunState::config`](crate::checkpoint::run::RunState::config).
-    pub config: Value,
+    pub config: String,
 }
 
 /// How a run ended.
@@ -50,7 +73,7 @@ pub struct FinalFigures {
 }
 
 /// What the loop leaves behind.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Outcome {
     /// Steps taken in all.
     pub step: u64,
@@ -60,4 +83,10 @@ pub struct Outcome {
     pub seconds: f64,
     /// Training tokens per second of training steps alone, over this process.
     pub tokens_per_second: f64,
+    /// Steps that did not update the model.
+    pub skipped: u64,
+    /// Seconds in which training waited for checkpoints.
+    pub waited_seconds: f64,
+    /// Why the last state could not be saved, if it could not.
+    pub unsaved: Option<String>,
 }

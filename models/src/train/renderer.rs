@@ -94,9 +94,17 @@ impl<W: Write + Send + Sync> MetricsRendererTraining for PlainRenderer<W> {
         }
         let width = total.to_string().len();
         let values = &self.train;
+        let mfu = match of(values, Figure::FlopUtilisation) {
+            mfu if mfu.is_nan() => String::new(),
+            mfu => format!("  MFU {:.1} %", 100.0 * mfu),
+        };
+        let skipped = match of(values, Figure::SkippedSteps) {
+            skipped if skipped > 0.0 => format!("  skipped {skipped}"),
+            _ => String::new(),
+        };
         let line = format!(
             "step {step:>width$}/{total}  loss {:.4}  bpb {:.4}  lr {:.2e}  norm {:.3}  \
-             {:.0} tok/s  ETA {}",
+             {:.0} tok/s{mfu}{skipped}  ETA {}",
             of(values, Figure::Loss),
             of(values, Figure::BitsPerByte),
             of(values, Figure::LearningRate),

@@ -3,16 +3,20 @@
 //! One step:
 //! 1. tell the backend where the run is ([`Numerics::begin_step`]);
 //! 2. forward and backward of every micro-batch, gradients summed;
-//! 3. average them, measure and clip their global norm; stop if anything is NaN or infinite;
-//! 4. learning rate, AdamW;
-//! 5. log, metrics; validation and checkpoint when they are due;
-//! 6. stop at a step boundary, with a checkpoint, if the interrupter says so.
+//! 3. average them, measure and clip their global norm;
+//! 4. judge the step ([`super::guard`]): update the model, skip the step, go back, or stop;
+//! 5. learning rate, AdamW;
+//! 6. log, metrics; validation and checkpoint when they are due (`saving`, `validation`);
+//! 7. stop at a step boundary, with a checkpoint, if the interrupter says so.
 //!
 //! After the last step the model is validated in the recipe's forward and in high precision.
 //!
 //! burn's own strategy works in epochs, sums accumulated gradients, steps the schedule per
 //! micro-batch, and has no position to resume from. `fit` cannot return an error, so the result
 //! waits in [`StepStrategy::take_outcome`].
+
+mod saving;
+mod validation;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -29,19 +33,21 @@ use burn::train::{
 };
 use burn_hybrid_ops::TrainingEngine;
 
-use crate::checkpoint::run::{RunCheckpoint, RunDirectory, RunState};
+use crate::checkpoint::run::writer::CheckpointWriter;
+use crate::checkpoint::run::{Best, Position, RunDirectory};
 use crate::data::TokenBatch;
 
 use super::TrainError;
-use super::gradients::{ScalarF32, average_and_clip, find_non_finite};
-use super::log::{Forward, LogLine, RunLog};
+use super::diagnosis::{Diagnose, place_of_non_finite};
+use super::gradients::{ScalarF32, average_and_clip};
+use super::guard::Verdict;
+use super::layers::OperandFigure;
+use super::log::{Forward, LogLine, RunLog, SkipReason, SkippedLine};
 use super::numerics::Numerics;
-use super::optim::{GroupedAdamW, read_moments};
-use super::output::{Figures, LossOutput, bits_per_byte};
-use super::params::read_parameters;
+use super::optim::GroupedAdamW;
+use super::output::{Figures, LossOutput, bits_per_byte, flop_utilisation};
 use super::plan::{Ending, FinalFigures, Outcome, StepPlan};
 use super::schedule::WarmupStableDecay;
-use super::tap::optimizer_record;
 
 /// The types of a run: any backend, our schedule and optimizer, any model.
 pub type Components<B, M> = LearningComponentsMarker<B, WarmupStableDecay, M, GroupedAdamW<B, M>>;
@@ -53,6 +59,7 @@ type InnerBatch<B> = TokenBatch<<B as burn::tensor::backend::AutodiffBackend>::I
 pub trait Trainable<B: TrainingEngine>:
     AutodiffModule<B, InnerModule = Self::Inference>
     + TrainStep<Input = TokenBatch<B>, Output = LossOutput<B::InnerBackend>>
+    + Diagnose<B>
     + std::fmt::Display
     + 'static
 {
@@ -65,6 +72,7 @@ where
     B: TrainingEngine,
     M: AutodiffModule<B>
         + TrainStep<Input = TokenBatch<B>, Output = LossOutput<B::InnerBackend>>
+        + Diagnose<B>
         + std::fmt::Display
         + 'static,
     M::InnerModule:
@@ -73,23 +81,36 @@ where
     type Inference = M::InnerModule;
 }
 
+/// Tells whoever watches the run of something that they should know now, in one line.
+pub type Alarm = Box<dyn Fn(&str) + Send + Sync>;
+
 /// The loop; see the module.
-#[derive(Debug)]
 pub struct StepStrategy {
     plan: StepPlan,
     directory: RunDirectory,
     numerics: Box<dyn Numerics>,
     log: Mutex<RunLog>,
+    alarm: Alarm,
     outcome: Mutex<Option<Result<Outcome, TrainError>>>,
 }
 
+impl std::fmt::Debug for StepStrategy {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.debug_struct("StepStrategy")
+            .field("plan", &self.plan)
+            .field("directory", &self.directory)
+            .finish_non_exhaustive()
+    }
+}
+
 impl StepStrategy {
-    /// A loop that saves to `directory` and writes to `log`.
+    /// A loop that saves to `directory`, writes to `log`, and sounds `alarm`.
     pub fn new(
         plan: StepPlan,
         directory: RunDirectory,
         log: RunLog,
         numerics: Box<dyn Numerics>,
+        alarm: Alarm,
     ) -> Arc<Self> {
         let (log, outcome) = (Mutex::new(log), Mutex::new(None));
         Arc::new(Self {
@@ -97,13 +118,14 @@ impl StepStrategy {
             directory,
             numerics,
             log,
+            alarm,
             outcome,
         })
     }
 
-    /// Steps that were taken before.
-    pub fn done(&self) -> u64 {
-        self.plan.done
+    /// What the loop goes by.
+    pub fn plan(&self) -> &StepPlan {
+        &self.plan
     }
 
     /// Where the run lives.
@@ -119,12 +141,26 @@ impl StepStrategy {
             .take()
     }
 
-    fn log(&self, line: &LogLine) -> Result<(), TrainError> {
+    /// Logs a line. A log that cannot be written is no reason to stop: its lines wait.
+    fn log(&self, line: &LogLine) {
         let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
-        log.write(line).map_err(|source| TrainError::Log {
-            path: log.path().to_owned(),
-            source,
-        })
+        let was_waiting = log.is_waiting();
+        if let Err(error) = log.write(line)
+            && !was_waiting
+        {
+            let path = log.path().display();
+            (self.alarm)(&format!(
+                "{path}: cannot write: {error}; the run goes on, its lines wait in memory"
+            ));
+        }
+    }
+
+    /// Length of the log.
+    fn log_bytes(&self) -> u64 {
+        self.log
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .bytes()
     }
 }
 
@@ -151,13 +187,18 @@ impl<B: TrainingEngine, M: Trainable<B>> SupervisedLearningStrategy<Components<B
             valid,
             events: event_processor,
             store: event_store,
-            step: self.plan.done,
-            saved: None,
+            position: self.plan.position.clone(),
+            good: self.plan.position.clone(),
+            writer: CheckpointWriter::new(self.directory.clone(), self.plan.keep),
+            saved: self.plan.position.step,
+            unsaved: None,
             begin: Instant::now(),
             training_seconds: 0.0,
+            waited_seconds: 0.0,
             taken: 0,
         };
         let outcome = run.run(&train, || interrupter.should_stop());
+        let outcome = run.finish(outcome);
         *self.outcome.lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
         (run.learner.model(), run.events)
     }
@@ -170,13 +211,20 @@ struct Loop<'a, B: TrainingEngine, M: Trainable<B>> {
     valid: ValidLoader<Components<B, M>>,
     events: SupervisedTrainingEventProcessor<Components<B, M>>,
     store: Arc<EventStoreClient>,
-    /// Steps taken.
-    step: u64,
-    /// The last step that has a checkpoint.
-    saved: Option<u64>,
+    /// How far it is.
+    position: Position,
+    /// Where it last updated the model.
+    good: Position,
+    writer: CheckpointWriter,
+    /// The last step that was handed to the writer, or that the run began after.
+    saved: u64,
+    /// Why the last save failed, if it did.
+    unsaved: Option<String>,
     begin: Instant,
     /// Time spent in training steps.
     training_seconds: f64,
+    /// Time in which training waited for checkpoints.
+    waited_seconds: f64,
     /// Steps that this process took.
     taken: usize,
 }
@@ -189,26 +237,38 @@ impl<B: TrainingEngine, M: Trainable<B>> Loop<'_, B, M> {
     ) -> Result<Outcome, TrainError> {
         let plan = &self.strategy.plan;
         let mut batches = train.iter();
-        while self.step < plan.total {
+        let mut last_loss = None;
+        while self.position.step < plan.total {
             if should_stop() {
-                self.save()?;
+                self.save(self.position.clone());
                 return Ok(self.outcome(Ending::Interrupted));
             }
-            let micro = (0..plan.accumulate).map_while(|_| batches.next());
-            self.train_step(micro, batches_progress(plan, self.step))?;
-            let last = self.step == plan.total;
-            if self.step.is_multiple_of(plan.validate_every) && !last {
-                self.validate(Forward::Recipe)?;
+            let micro = (0..plan.accumulate).map_while(|_| batches.next()).collect();
+            self.train_step(micro)?;
+            let step = self.position.step;
+            let last = step == plan.total;
+            let save = step.is_multiple_of(plan.save_every) || last;
+            if step.is_multiple_of(plan.validate_every) || last {
+                let loss = self.validate(Forward::Recipe);
+                last_loss = Some(loss);
+                let best = self.position.best;
+                if save && best.is_none_or(|best| loss < best.loss) && loss.is_finite() {
+                    self.position.best = Some(Best { step, loss });
+                }
             }
-            if self.step.is_multiple_of(plan.save_every) || last {
-                self.save()?;
+            if self.good.step == step {
+                self.good = self.position.clone();
             }
+            if save {
+                self.save(self.position.clone());
+            }
+            self.poll_writer();
         }
-        self.strategy
-            .numerics
-            .begin_step(plan.total.saturating_sub(1), plan.total);
-        let recipe = self.validate(Forward::Recipe)?;
-        let high_precision = self.validate(Forward::HighPrecision)?;
+        let last = plan.total.saturating_sub(1);
+        self.strategy.numerics.begin_step(last, plan.total);
+        // A run that is resumed at its end has this validation in its log.
+        let recipe = last_loss.unwrap_or_else(|| self.measure(Forward::Recipe));
+        let high_precision = self.validate(Forward::HighPrecision);
         Ok(self.outcome(Ending::Finished(FinalFigures {
             recipe,
             high_precision,
@@ -218,10 +278,13 @@ impl<B: TrainingEngine, M: Trainable<B>> Loop<'_, B, M> {
     fn outcome(&self, ending: Ending) -> Outcome {
         let seconds = self.begin.elapsed().as_secs_f64();
         Outcome {
-            step: self.step,
+            step: self.position.step,
             ending,
             seconds,
             tokens_per_second: self.tokens_per_second(),
+            skipped: self.position.skipped,
+            waited_seconds: self.waited_seconds,
+            unsaved: None,
         }
     }
 
@@ -229,73 +292,125 @@ impl<B: TrainingEngine, M: Trainable<B>> Loop<'_, B, M> {
         (self.taken * self.strategy.plan.tokens_per_step) as f64 / self.training_seconds
     }
 
-    /// Steps 1 to 5 of the module's list.
-    fn train_step(
-        &mut self,
-        micro_batches: impl Iterator<Item = TokenBatch<B>>,
-        progress: Progress,
-    ) -> Result<(), TrainError> {
+    /// Steps 1 to 6 of the module's list.
+    fn train_step(&mut self, micro_batches: Vec<TokenBatch<B>>) -> Result<(), TrainError> {
         let plan = &self.strategy.plan;
         let begin = Instant::now();
-        self.strategy.numerics.begin_step(self.step, plan.total);
-        let (mut grads, loss) = self.accumulate(micro_batches);
+        let step = self.position.step;
+        self.strategy.numerics.begin_step(step, plan.total);
+        let (mut grads, loss) = self.accumulate(&micro_batches);
         let average = 1.0 / plan.accumulate as f64;
         let model = self.learner.model();
         let norm = average_and_clip::<B, M>(&model, &mut grads, average, plan.clip_norm);
         let loss_value = f64::from(loss.clone().into_scalar_f32()) * average;
-        self.check_finite(&model, &grads, loss_value, norm)?;
-        drop(model);
-        self.learner.lr_step();
-        self.learner.optimizer_step(grads);
-        self.step += 1;
+        let operand = self.strategy.numerics.take_non_finite();
+        self.position.step += 1;
+        self.position.data_step += 1;
         self.taken += 1;
-        let seconds = begin.elapsed().as_secs_f64();
-        self.training_seconds += seconds;
+        let finite = operand.is_none() && loss_value.is_finite() && norm.is_finite();
+        let verdict = plan.guard.judge(&mut self.position, loss_value, finite);
+        let place = (verdict == Verdict::NonFinite)
+            .then(|| self.place_of_non_finite(&grads, &micro_batches, operand));
+        drop(model);
+        let operands = self.take_statistics();
+        self.learner.lr_step();
+        match verdict {
+            Verdict::Update => {
+                self.learner.optimizer_step(grads);
+                self.position.updates += 1;
+                self.training_seconds += begin.elapsed().as_secs_f64();
+                self.report_step(loss, [loss_value, norm], operands, begin);
+                self.position.log_bytes = self.strategy.log_bytes();
+                self.good = self.position.clone();
+                Ok(())
+            }
+            Verdict::NonFinite => self.skip(SkipReason::NonFinite, [loss_value, norm], place),
+            Verdict::Skip { .. } => self.skip(SkipReason::Spike, [loss_value, norm], None),
+            Verdict::Rewind { limit } => self.rewind([loss_value, norm], limit),
+        }
+    }
 
+    /// Layer and operand where a step went wrong.
+    fn place_of_non_finite(
+        &self,
+        grads: &GradientsParams,
+        micro_batches: &[TokenBatch<B>],
+        operand: Option<String>,
+    ) -> String {
+        let place = place_of_non_finite(&self.learner.model(), grads, micro_batches, operand);
+        // Looking ran quantized layers again: what those found is not the next step's.
+        let _ = self.strategy.numerics.take_non_finite();
+        place
+    }
+
+    /// What quantization did in this step, logged if it was sampled. A step that goes wrong is
+    /// where it is wanted most.
+    fn take_statistics(&self) -> Arc<[OperandFigure]> {
+        let operands = self.strategy.numerics.take_statistics();
+        if !operands.is_empty() {
+            self.strategy.log(&LogLine::Quantization {
+                step: self.position.step,
+                operands: operands.clone(),
+            });
+        }
+        operands.into()
+    }
+
+    /// Tells log and metrics of a step that updated the model.
+    fn report_step(
+        &mut self,
+        loss: Tensor<B::InnerBackend, 1>,
+        [loss_value, grad_norm]: [f64; 2],
+        operands: Arc<[OperandFigure]>,
+        begin: Instant,
+    ) {
+        let plan = &self.strategy.plan;
+        let step = self.position.step;
+        let tokens_per_second = plan.tokens_per_step as f64 / begin.elapsed().as_secs_f64();
+        let elapsed = self.begin.elapsed().as_secs_f64();
         let figures = Figures {
             loss: loss_value,
             bits_per_byte: bits_per_byte(loss_value, plan.train_bytes_per_token),
-            grad_norm: Some(norm),
-            tokens_per_second: plan.tokens_per_step as f64 / seconds,
-            seconds_left: (plan.total - self.step) as f64 * self.begin.elapsed().as_secs_f64()
-                / self.taken as f64,
+            grad_norm: Some(grad_norm),
+            tokens_per_second,
+            mfu: plan
+                .peak_flops
+                .map(|peak| flop_utilisation(tokens_per_second, plan.parameters, peak)),
+            skipped: self.position.skipped,
+            operands,
+            seconds_left: (plan.total - step) as f64 * elapsed / self.taken as f64,
         };
-        let rate = self.learner.lr_current();
+        let learning_rate = self.learner.lr_current();
         self.strategy.log(&LogLine::Step {
-            step: self.step,
+            step,
             loss: figures.loss,
             bits_per_byte: figures.bits_per_byte,
-            learning_rate: rate,
-            grad_norm: norm,
-            tokens: self.step * plan.tokens_per_step as u64,
-            tokens_per_second: figures.tokens_per_second,
-            seconds: self.begin.elapsed().as_secs_f64(),
-        })?;
+            learning_rate,
+            grad_norm,
+            tokens: step * plan.tokens_per_step as u64,
+            tokens_per_second,
+            mfu: figures.mfu,
+            seconds: elapsed,
+        });
         let item = LossOutput {
             loss,
             tokens: plan.tokens_per_step,
             figures: Some(figures),
         };
-        let item = TrainingItem::new(
-            item,
-            progress,
-            self.progress(),
-            Some(count(self.step)),
-            Some(rate),
-        );
+        let (progress, step) = (self.progress(), Some(count(step)));
+        let item = TrainingItem::new(item, progress.clone(), progress, step, Some(learning_rate));
         self.events.process_train(LearnerEvent::ProcessedItem(item));
-        Ok(())
     }
 
     /// Sums of gradients and losses over the micro-batches.
     fn accumulate(
         &self,
-        micro_batches: impl Iterator<Item = TokenBatch<B>>,
+        micro_batches: &[TokenBatch<B>],
     ) -> (GradientsParams, Tensor<B::InnerBackend, 1>) {
         let mut summed = GradientsAccumulator::new();
         let mut total: Option<Tensor<B::InnerBackend, 1>> = None;
         for batch in micro_batches {
-            let output = self.learner.train_step(batch);
+            let output = self.learner.train_step(batch.clone());
             summed.accumulate(&self.learner.model(), output.grads);
             let loss = output.item.loss;
             total = Some(match total {
@@ -306,118 +421,62 @@ impl<B: TrainingEngine, M: Trainable<B>> Loop<'_, B, M> {
         (summed.grads(), total.expect("the training data has no end"))
     }
 
-    /// Stops the run at the first number that is none, and says where it appeared.
-    fn check_finite(
-        &self,
-        model: &M,
-        grads: &GradientsParams,
-        loss: f64,
-        norm: f64,
+    /// Counts, logs and sounds a step that left the model as it is; stops the run if that is one
+    /// non-finite step too many.
+    fn skip(
+        &mut self,
+        reason: SkipReason,
+        [loss, norm]: [f64; 2],
+        place: Option<String>,
     ) -> Result<(), TrainError> {
-        let operand = self.strategy.numerics.take_non_finite();
-        if operand.is_none() && loss.is_finite() && norm.is_finite() {
+        let position = &self.position;
+        let line = SkippedLine {
+            step: position.step,
+            reason,
+            loss: loss.to_string(),
+            grad_norm: norm.to_string(),
+            place: place.clone(),
+            in_a_row: match reason {
+                SkipReason::NonFinite => position.non_finite_in_a_row,
+                SkipReason::Spike => position.outliers_in_a_row,
+            },
+            skipped: position.skipped,
+        };
+        let why = match (&place, reason) {
+            (Some(place), _) => format!("NaN or infinity in {place}"),
+            (None, SkipReason::NonFinite) => "NaN or infinity".to_owned(),
+            (None, SkipReason::Spike) => "the loss is an outlier".to_owned(),
+        };
+        (self.strategy.alarm)(&format!(
+            "step {}: no update, loss {loss}, gradient norm {norm}: {why}; {} in a row, {} in all",
+            line.step, line.in_a_row, line.skipped
+        ));
+        self.strategy.log(&LogLine::Skipped(line));
+        self.position.log_bytes = self.strategy.log_bytes();
+        let in_a_row = self.position.non_finite_in_a_row;
+        if reason == SkipReason::Spike || in_a_row < self.strategy.plan.guard.non_finite_in_a_row {
             return Ok(());
         }
-        let place = operand
-            .or_else(|| find_non_finite::<B, M>(model, grads))
-            .unwrap_or_else(|| "no single tensor (a sum overflowed)".to_owned());
+        // The model has not changed since: this is the checkpoint of that step.
+        let good = self.good.clone();
+        let step = good.step;
+        self.save(good);
         Err(TrainError::NonFinite {
-            step: self.step + 1,
+            step: self.position.step,
+            in_a_row,
             loss,
             norm,
-            place,
+            place: place.unwrap_or_default(),
+            good: step,
         })
     }
 
     fn progress(&self) -> Progress {
-        Progress::new(count(self.step), count(self.strategy.plan.total))
-    }
-
-    /// Mean loss over the validation windows.
-    fn validate(&mut self, forward: Forward) -> Result<f64, TrainError> {
-        let model = self.learner.model().valid();
-        let mean = || {
-            let (mut sum, mut tokens) = (0.0, 0);
-            for batch in self.valid.iter() {
-                let output = model.step(batch);
-                sum += f64::from(output.loss.into_scalar_f32()) * output.tokens as f64;
-                tokens += output.tokens;
-            }
-            sum / tokens as f64
-        };
-        let mut loss = f64::NAN;
-        match forward {
-            Forward::Recipe => loss = mean(),
-            Forward::HighPrecision => {
-                self.strategy
-                    .numerics
-                    .in_high_precision(&mut || loss = mean());
-            }
-        }
-        // Validation is not training: what it found is not a reason to stop the next step.
-        let _ = self.strategy.numerics.take_non_finite();
-        let bits_per_byte = bits_per_byte(loss, self.strategy.plan.valid_bytes_per_token);
-        self.strategy.log(&LogLine::Validation {
-            step: self.step,
-            forward,
-            loss,
-            bits_per_byte,
-        })?;
-        if forward == Forward::Recipe {
-            self.show_validation(loss, bits_per_byte);
-        }
-        Ok(loss)
-    }
-
-    /// Sends a validation to the metrics, as one item.
-    fn show_validation(&mut self, loss: f64, bits_per_byte: f64) {
-        let figures = Figures {
-            loss,
-            bits_per_byte,
-            grad_norm: None,
-            tokens_per_second: f64::NAN,
-            seconds_left: f64::NAN,
-        };
-        let loss = Tensor::from_floats([loss], &Default::default());
-        let item = LossOutput {
-            loss,
-            tokens: 0,
-            figures: Some(figures),
-        };
-        let item = TrainingItem::new(item, self.progress(), self.progress(), None, None);
-        self.events.process_valid(LearnerEvent::ProcessedItem(item));
-    }
-
-    /// Saves a checkpoint, once per step.
-    fn save(&mut self) -> Result<(), TrainError> {
-        if self.saved == Some(self.step) || self.step == self.strategy.plan.done {
-            return Ok(());
-        }
-        let plan = &self.strategy.plan;
-        let model = self.learner.model();
-        let records = optimizer_record(&self.learner, &self.store)
-            .expect("a learner that took a step has optimizer state");
-        let checkpoint = RunCheckpoint {
-            state: RunState {
-                version: RunState::VERSION,
-                step: self.step,
-                identity: plan.identity.clone(),
-                config: plan.config.clone(),
-            },
-            parameters: read_parameters::<B, M>(&model),
-            moments: read_moments::<B, M>(&model, &records),
-        };
-        self.strategy.directory.save(&checkpoint, plan.keep)?;
-        self.saved = Some(self.step);
-        self.strategy.log(&LogLine::Checkpoint { step: self.step })
+        Progress::new(count(self.position.step), count(self.strategy.plan.total))
     }
 }
 
 /// burn counts in `usize`.
 fn count(value: u64) -> usize {
     usize::try_from(value).unwrap_or(usize::MAX)
-}
-
-fn batches_progress(plan: &StepPlan, step: u64) -> Progress {
-    Progress::new(count(step + 1), count(plan.total))
 }

@@ -18,6 +18,8 @@ fn two_micro_batches_equal_one_of_double_size() {
             shape,
             total: 3,
             save_every: 3,
+            guard: STRICT,
+            snapshot: Snapshot::Shared,
         };
         run.go::<Autodiff<NdArray>>(Box::new(Unquantized), None, &Interrupter::new())
             .unwrap();

@@ -4,7 +4,7 @@ use burn::backend::{Autodiff, NdArray};
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
-use burn_nvfp4_models::train::gradients::{average_and_clip, find_non_finite};
+use burn_nvfp4_models::train::gradients::{average_and_clip, gradient_of_non_finite};
 use burn_nvfp4_models::train::step::next_token_loss;
 
 use super::*;
@@ -80,7 +80,7 @@ fn the_norm_is_that_of_all_gradients_together_and_clipping_reaches_the_limit() {
 fn a_gradient_that_is_not_finite_is_named() {
     let _device = exclusive();
     let (model, mut grads) = model_and_gradients();
-    assert_eq!(find_non_finite::<B, _>(&model, &grads), None);
+    assert_eq!(gradient_of_non_finite::<B, _>(&model, &grads), None);
     let id = model
         .parameters()
         .into_iter()
@@ -90,6 +90,6 @@ fn a_gradient_that_is_not_finite_is_named() {
     let grad = grads.remove::<NdArray, 2>(id).unwrap();
     grads.register::<NdArray, 2>(id, grad.mul_scalar(f32::INFINITY));
     assert!(!average_and_clip::<B, _>(&model, &mut grads, 1.0, Some(1.0)).is_finite());
-    let found = find_non_finite::<B, _>(&model, &grads);
+    let found = gradient_of_non_finite::<B, _>(&model, &grads);
     assert_eq!(found.as_deref(), Some("the gradient of lm_head.weight"));
 }

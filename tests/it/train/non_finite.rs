@@ -5,7 +5,10 @@ use burn::tensor::TensorData;
 use burn_hybrid_ops::TrainingEngine;
 use burn_nvfp4::Nvfp4;
 use burn_nvfp4::recipe::{Policy, presets};
+use burn_nvfp4_models::train::diagnosis::Diagnose;
+use burn_nvfp4_models::train::gradients::value_of_non_finite;
 use burn_nvfp4_models::train::numerics::{Quantized, Unquantized};
+use burn_nvfp4_models::train::params::{read_parameters, write_parameters};
 
 use super::*;
 use crate::device::exclusive;
@@ -24,6 +27,8 @@ fn error_with_nan_in<B: TrainingEngine>(
         shape: shape(2, 32, 1),
         total: 4,
         save_every: 2,
+        guard: STRICT,
+        snapshot: Snapshot::Shared,
     };
     run.go::<B>(numerics(), None, &Interrupter::new()).unwrap();
     let mut checkpoint = run.directory.load(Some(2)).unwrap();
@@ -37,7 +42,7 @@ fn error_with_nan_in<B: TrainingEngine>(
         .unwrap_err();
     assert_eq!(
         run.directory.steps().unwrap(),
-        [2, 4],
+        [2],
         "earlier checkpoints are untouched"
     );
     error.to_string()
@@ -47,10 +52,10 @@ fn error_with_nan_in<B: TrainingEngine>(
 fn a_parameter_that_is_no_number_is_named_with_the_step() {
     let error = error_with_nan_in::<Autodiff<NdArray>>("norm_f.weight", || Box::new(Unquantized));
     assert!(
-        error.starts_with("step 3: training stopped, loss NaN"),
+        error.starts_with("step 3: training stopped after 1 steps in a row"),
         "{error}"
     );
-    assert!(error.contains("the value of norm_f.weight;"), "{error}");
+    assert!(error.contains("in the value of norm_f.weight;"), "{error}");
 }
 
 #[test]
@@ -63,7 +68,33 @@ fn a_quantized_operand_that_is_no_number_is_named_with_its_layer() {
     });
     assert!(error.starts_with("step 3: training stopped"), "{error}");
     assert!(
-        error.contains("fprop.rhs of layers.1.mixer.up_proj"),
+        error.contains("fprop.rhs of layers.1.mixer.up_proj, from the value of layers.1.mixer"),
         "{error}"
     );
+}
+
+#[test]
+fn a_forward_that_overflows_is_named_by_its_first_value() {
+    let _device = exclusive();
+    let dir = tempfile::tempdir().unwrap();
+    let batches = TrainBatches::new(
+        tokens(dir.path()),
+        shape(2, 32, 1),
+        0,
+        0,
+        Default::default(),
+    );
+    let ids = batches.unwrap().at(0, 0).inputs;
+    let model: HybridLm<Autodiff<NdArray>> = tiny().init(&Default::default(), 3);
+    assert_eq!(model.first_non_finite(ids.clone()), None);
+    // Each factor is a number and so is every weight; what block 1 makes of them is none.
+    let mut parameters = read_parameters(&model);
+    let weight = &parameters["layers.1.mixer.up_proj.weight"];
+    let huge: Vec<f32> = weight.iter::<f32>().map(|value| value * 1e22).collect();
+    let huge = TensorData::new(huge, weight.shape.clone());
+    parameters.insert("layers.1.mixer.up_proj.weight".to_owned(), huge);
+    let model = write_parameters(model, &parameters, &Default::default()).unwrap();
+    assert_eq!(value_of_non_finite(&model), None);
+    let found = model.first_non_finite(ids);
+    assert_eq!(found.as_deref(), Some("layers.1.mixer"));
 }

@@ -13,32 +13,29 @@ use crate::device::exclusive;
 /// Every bit that a run leaves behind: its last checkpoint, and its losses, norms and rates.
 fn traces(directory: &RunDirectory) -> (RunCheckpoint, Vec<String>) {
     let lines = log::read(&directory.path().join("log.jsonl")).unwrap();
-    let numbers = lines.iter().filter_map(|line| match line {
-        LogLine::Step {
+    let numbers = lines.iter().filter_map(|line| {
+        if let LogLine::Step {
             step,
             loss,
             learning_rate,
             grad_norm,
             ..
-        } => Some(format!(
-            "step {step} {:x} {:x} {:x}",
-            loss.to_bits(),
-            learning_rate.to_bits(),
-            grad_norm.to_bits()
-        )),
-        LogLine::Validation {
+        } = line
+        {
+            let [loss, rate, norm] = [loss, learning_rate, grad_norm].map(|it| it.to_bits());
+            return Some(format!("step {step} {loss:x} {rate:x} {norm:x}"));
+        }
+        if let LogLine::Validation {
             step,
             forward,
             loss,
             ..
-        } => Some(format!(
-            "validation {step} {forward:?} {:x}",
-            loss.to_bits()
-        )),
-        LogLine::Start { .. }
-        | LogLine::Resume { .. }
-        | LogLine::Checkpoint { .. }
-        | LogLine::Final(_) => None,
+        } = line
+        {
+            let loss = loss.to_bits();
+            return Some(format!("validation {step} {forward:?} {loss:x}"));
+        }
+        None
     });
     (directory.load(None).unwrap(), numbers.collect())
 }
@@ -54,6 +51,8 @@ fn check_resume<B: TrainingEngine>(numerics: impl Fn() -> Box<dyn Numerics>) {
         shape: shape(2, 32, 2),
         total: 12,
         save_every: 6,
+        guard: STRICT,
+        snapshot: Snapshot::Shared,
     };
     let go_on = Interrupter::new();
     let whole = run("whole");
@@ -64,7 +63,7 @@ fn check_resume<B: TrainingEngine>(numerics: impl Fn() -> Box<dyn Numerics>) {
     parts.go::<B>(numerics(), None, &go_on).unwrap();
     std::fs::remove_dir_all(parts.directory.checkpoint(12)).unwrap();
     let checkpoint = parts.directory.load(None).unwrap();
-    assert_eq!(checkpoint.state.step, 6);
+    assert_eq!(checkpoint.step(), 6);
     let outcome = parts.go::<B>(numerics(), Some(checkpoint), &go_on).unwrap();
     assert_eq!(outcome.step, 12);
 
@@ -114,6 +113,8 @@ fn an_interrupted_run_saves_its_last_step() {
         shape: shape(2, 32, 1),
         total: 100,
         save_every: 100,
+        guard: STRICT,
+        snapshot: Snapshot::Shared,
     };
     /// Asks the run to stop while its third step is under way.
     #[derive(Debug)]

@@ -1,7 +1,11 @@
 //! Run checkpoints on disk: exactness, damage, what is kept, what is refused.
 
+use std::fs;
+
 use serde_json::json;
 
+use super::stored::{MOMENTS, PARAMETERS, STATE, SUMS};
+use super::writer::CheckpointWriter;
 use super::*;
 
 fn checkpoint(step: u64) -> RunCheckpoint {
@@ -11,13 +15,25 @@ fn checkpoint(step: u64) -> RunCheckpoint {
     RunCheckpoint {
         state: RunState {
             version: RunState::VERSION,
-            step,
+            position: Position {
+                step,
+                recent_losses: [0.1f64.to_bits(), f64::MIN_POSITIVE.to_bits()].into(),
+                ..Position::default()
+            },
+            versions: Versions::current(),
             identity: json!({"seed": 1}),
-            config: json!({}),
+            config: String::new(),
         },
         parameters: tensors.clone(),
         moments: tensors,
     }
+}
+
+/// Saves and rotates; returns where the checkpoint is.
+fn save(run: &RunDirectory, checkpoint: &RunCheckpoint, keep: usize) -> PathBuf {
+    run.save(checkpoint).unwrap();
+    run.rotate(&checkpoint.state, keep).unwrap();
+    run.checkpoint(checkpoint.step())
 }
 
 fn run() -> (tempfile::TempDir, RunDirectory) {
@@ -30,7 +46,7 @@ fn run() -> (tempfile::TempDir, RunDirectory) {
 fn a_checkpoint_comes_back_bit_for_bit() {
     let (_dir, run) = run();
     let saved = checkpoint(7);
-    run.save(&saved, 1).unwrap();
+    save(&run, &saved, 1);
     let loaded = run.load(None).unwrap();
     assert_eq!(loaded.state, saved.state);
     for (name, data) in &saved.parameters {
@@ -43,11 +59,11 @@ fn a_checkpoint_comes_back_bit_for_bit() {
 fn the_newest_are_kept() {
     let (_dir, run) = run();
     for step in [5, 10, 15] {
-        run.save(&checkpoint(step), 2).unwrap();
+        save(&run, &checkpoint(step), 2);
     }
     assert_eq!(run.steps().unwrap(), [10, 15]);
-    assert_eq!(run.load(None).unwrap().state.step, 15);
-    assert_eq!(run.load(Some(10)).unwrap().state.step, 10);
+    assert_eq!(run.load(None).unwrap().step(), 15);
+    assert_eq!(run.load(Some(10)).unwrap().step(), 10);
     let error = run.load(Some(5)).unwrap_err().to_string();
     assert!(
         error.ends_with("no checkpoint of step 5; there are 10, 15"),
@@ -58,7 +74,7 @@ fn the_newest_are_kept() {
 #[test]
 fn every_flipped_bit_and_every_cut_of_every_file_is_found() {
     let (_dir, run) = run();
-    let path = run.save(&checkpoint(7), 1).unwrap();
+    let path = save(&run, &checkpoint(7), 1);
     for name in [PARAMETERS, MOMENTS, STATE, SUMS] {
         let file = path.join(name);
         let intact = fs::read(&file).unwrap();
@@ -86,7 +102,7 @@ fn every_flipped_bit_and_every_cut_of_every_file_is_found() {
 #[test]
 fn all_damaged_files_are_listed_at_once() {
     let (_dir, run) = run();
-    let path = run.save(&checkpoint(7), 1).unwrap();
+    let path = save(&run, &checkpoint(7), 1);
     fs::remove_file(path.join(MOMENTS)).unwrap();
     fs::write(path.join(STATE), b"{}").unwrap();
     let RunError::Damaged { problems, .. } = run.load(None).unwrap_err() else {
@@ -99,6 +115,7 @@ fn all_damaged_files_are_listed_at_once() {
 fn a_used_directory_is_refused_and_an_unfinished_checkpoint_is_not_seen() {
     let (_dir, run) = run();
     fs::create_dir(run.checkpoints().join("step-00000009.part")).unwrap();
+    fs::create_dir(run.checkpoints().join("aside-00000010")).unwrap();
     assert!(matches!(run.load(None), Err(RunError::NoCheckpoint { .. })));
     let error = RunDirectory::create(run.path()).unwrap_err();
     assert!(matches!(error, RunError::Exists { .. }), "{error}");
@@ -116,4 +133,104 @@ fn differences_are_listed_by_path() {
         ]
     );
     assert!(differences(&there, &there).is_empty());
+}
+
+#[test]
+fn the_best_checkpoint_is_kept_beside_the_newest() {
+    let (_dir, run) = run();
+    let mut best = None;
+    for (step, loss) in [(1, 3.0), (2, 1.0), (3, 2.0), (4, 1.5)] {
+        if best.is_none_or(|best: Best| loss < best.loss) {
+            best = Some(Best { step, loss });
+        }
+        let mut checkpoint = checkpoint(step);
+        checkpoint.state.position.best = best;
+        save(&run, &checkpoint, 1);
+    }
+    assert_eq!(run.steps().unwrap(), [2, 4]);
+}
+
+#[test]
+fn the_newest_intact_checkpoint_is_found_and_the_damaged_ones_are_named() {
+    let (_dir, run) = run();
+    for step in [1, 2, 3] {
+        save(&run, &checkpoint(step), 3);
+    }
+    fs::write(run.checkpoint(3).join(MOMENTS), b"").unwrap();
+    fs::remove_file(run.checkpoint(2).join(SUMS)).unwrap();
+    let found = run.load_newest_intact().unwrap();
+    assert_eq!(found.checkpoint.step(), 1);
+    let damaged: Vec<_> = found.damaged.iter().map(ToString::to_string).collect();
+    assert!(damaged[0].contains("step-00000003: damaged checkpoint: moments"));
+    assert!(damaged[1].contains("step-00000002: damaged checkpoint: SUMS"));
+    fs::write(run.checkpoint(1).join(STATE), b"{}").unwrap();
+    let error = run.load_newest_intact().unwrap_err();
+    assert!(matches!(error, RunError::AllDamaged { .. }), "{error}");
+}
+
+#[test]
+fn recovery_clears_what_a_kill_left_and_puts_later_checkpoints_aside() {
+    let (_dir, run) = run();
+    for step in [1, 2, 3] {
+        save(&run, &checkpoint(step), 3);
+    }
+    let part = |name: &str| run.checkpoints().join(name);
+    fs::create_dir(part("step-00000004.part")).unwrap();
+    fs::rename(run.checkpoint(2), part("step-00000002.old.part")).unwrap();
+    let aside = run.recover(2).unwrap();
+    assert_eq!(aside, [part("aside-00000003")]);
+    assert_eq!(run.steps().unwrap(), [1, 2]);
+    assert!(!part("step-00000004.part").exists());
+    assert_eq!(run.load(None).unwrap().step(), 2);
+}
+
+#[test]
+fn a_failed_save_is_reported_and_what_stands_is_untouched() {
+    let (_dir, run) = run();
+    save(&run, &checkpoint(1), 1);
+    let mut writer = CheckpointWriter::new(run.clone(), 1);
+    assert!(writer.begin(2, || checkpoint(2)).is_none());
+    let written = writer.wait().unwrap();
+    assert_eq!((written.step, written.saved.is_ok()), (2, true));
+    assert_eq!(run.steps().unwrap(), [2], "rotated");
+    // No folder can be made where a file is.
+    let aside = run.checkpoints().join("step-00000003.part");
+    fs::write(&aside, b"").unwrap();
+    assert!(writer.begin(3, || checkpoint(3)).is_none());
+    let failed = writer.begin(4, || checkpoint(4)).unwrap();
+    let error = failed.saved.unwrap_err().to_string();
+    assert!(error.contains("step-00000003: cannot write"), "{error}");
+    assert!(
+        writer.wait().unwrap().saved.is_ok(),
+        "the next one succeeds"
+    );
+    assert_eq!(run.steps().unwrap(), [4]);
+    assert!(writer.wait().is_none() && writer.poll().is_none());
+}
+
+#[test]
+fn nobody_waits_for_a_save_but_the_next_one() {
+    let (_dir, run) = run();
+    let mut writer = CheckpointWriter::new(run.clone(), 2);
+    let (go_on, wait) = std::sync::mpsc::channel();
+    let slow = move || {
+        wait.recv().unwrap();
+        checkpoint(1)
+    };
+    // This returns although the save cannot have begun: its tensors come later.
+    assert!(writer.begin(1, slow).is_none());
+    assert!(writer.poll().is_none());
+    assert_eq!(run.steps().unwrap(), [0; 0]);
+    go_on.send(()).unwrap();
+    let first = writer.begin(2, || checkpoint(2)).unwrap();
+    assert_eq!((first.step, first.saved.is_ok()), (1, true));
+    drop(writer);
+    assert_eq!(run.steps().unwrap(), [1, 2], "a writer that goes waits");
+}
+
+#[test]
+fn the_version_of_burn_is_the_pinned_one() {
+    let manifest = include_str!("../../../../Cargo.toml");
+    let pin = format!("burn = {{ version = \"={}\"", Versions::current().burn);
+    assert!(manifest.contains(&pin), "{pin}");
 }

@@ -1,0 +1,119 @@
+//! Saves checkpoints on a thread, beside training.
+//!
+//! At most one save is under way: a copy of the whole state is in memory meanwhile. What goes wrong
+//! is reported and stops nothing: the next save may succeed, and what stands is untouched.
+
+use std::thread::{self, JoinHandle};
+use std::time::Instant;
+
+use super::{RunCheckpoint, RunDirectory, RunError};
+
+/// A thread that saves checkpoints of one run.
+#[derive(Debug)]
+pub struct CheckpointWriter {
+    directory: RunDirectory,
+    keep: usize,
+    under_way: Option<Save>,
+}
+
+/// What became of a save.
+#[derive(Debug)]
+pub struct Written {
+    /// Step of the checkpoint.
+    pub step: u64,
+    /// Seconds on the thread.
+    pub seconds: f64,
+    /// Size in bytes, or why there is none.
+    pub saved: Result<u64, RunError>,
+    /// Whether older checkpoints could be removed.
+    pub rotated: Result<(), RunError>,
+}
+
+#[derive(Debug)]
+enum Save {
+    Running(u64, JoinHandle<Written>),
+    Over(Written),
+}
+
+impl CheckpointWriter {
+    /// A writer into `directory` that leaves the `keep` newest checkpoints and the best one.
+    pub fn new(directory: RunDirectory, keep: usize) -> Self {
+        Self {
+            directory,
+            keep,
+            under_way: None,
+        }
+    }
+
+    /// Begins to save the checkpoint of a step, which `take` hands out on the thread. Waits for the
+    /// save before it, and returns what became of that.
+    pub fn begin(
+        &mut self,
+        step: u64,
+        take: impl FnOnce() -> RunCheckpoint + Send + 'static,
+    ) -> Option<Written> {
+        let before = self.wait();
+        let keep = self.keep;
+        let directory = self.directory.clone();
+        let thread = thread::Builder::new().name("checkpoint".to_owned());
+        let spawned = thread.spawn(move || {
+            let begin = Instant::now();
+            let checkpoint = take();
+            let saved = directory.save(&checkpoint);
+            let rotated = match &saved {
+                Ok(_) => directory.rotate(&checkpoint.state, keep),
+                Err(_) => Ok(()),
+            };
+            Written {
+                step,
+                seconds: begin.elapsed().as_secs_f64(),
+                saved,
+                rotated,
+            }
+        });
+        self.under_way = Some(match spawned {
+            Ok(thread) => Save::Running(step, thread),
+            Err(error) => Save::Over(self.failed(step, error)),
+        });
+        before
+    }
+
+    /// What became of the last save, if it is over and was not asked about before.
+    pub fn poll(&mut self) -> Option<Written> {
+        match &self.under_way {
+            Some(Save::Running(_, thread)) if !thread.is_finished() => None,
+            Some(_) => self.wait(),
+            None => None,
+        }
+    }
+
+    /// Waits for the save that is under way, if one is.
+    pub fn wait(&mut self) -> Option<Written> {
+        match self.under_way.take()? {
+            Save::Over(written) => Some(written),
+            Save::Running(step, thread) => Some(thread.join().unwrap_or_else(|_| {
+                self.failed(
+                    step,
+                    std::io::Error::other("the thread that saves panicked"),
+                )
+            })),
+        }
+    }
+
+    fn failed(&self, step: u64, error: std::io::Error) -> Written {
+        let path = self.directory.checkpoint(step);
+        Written {
+            step,
+            seconds: 0.0,
+            saved: Err(RunError::io(path, "write the checkpoint")(error)),
+            rotated: Ok(()),
+        }
+    }
+}
+
+impl Drop for CheckpointWriter {
+    fn drop(&mut self) {
+        // A process that ends would end the thread in the middle of a file.
+        self.wait();
+    }
+}

@@ -1,0 +1,203 @@
+//! Checkpoints of a run in progress: what training waits for, what becomes of the save beside it,
+//! and the way back to a checkpoint.
+
+use std::time::Instant;
+
+use burn_hybrid_ops::TrainingEngine;
+
+use super::{Loop, Trainable};
+use crate::checkpoint::run::writer::Written;
+use crate::checkpoint::run::{NamedTensors, Position, RunCheckpoint, RunError, RunState, Versions};
+use crate::train::TrainError;
+use crate::train::guard::SpikeAction;
+use crate::train::log::{LogLine, RewindLine, SkipReason};
+use crate::train::optim::{read_moments, write_moments};
+use crate::train::params::{read_parameters, write_parameters};
+use crate::train::plan::{Ending, Outcome, Snapshot};
+use crate::train::tap::optimizer_record;
+
+impl<B: TrainingEngine, M: Trainable<B>> Loop<'_, B, M> {
+    /// Has the state saved as that of `position`, once per step.
+    pub(super) fn save(&mut self, position: Position) {
+        let step = position.step;
+        if step <= self.saved {
+            return;
+        }
+        let begin = Instant::now();
+        let plan = &self.strategy.plan;
+        let state = RunState {
+            version: RunState::VERSION,
+            position,
+            versions: Versions::current(),
+            identity: plan.identity.clone(),
+            config: plan.config.clone(),
+        };
+        let model = self.learner.model();
+        let records = optimizer_record(&self.learner, &self.store);
+        let take = move || RunCheckpoint {
+            state,
+            parameters: read_parameters::<B, M>(&model),
+            // Before the first update there are none.
+            moments: records.map_or_else(NamedTensors::new, |records| {
+                read_moments::<B, M>(&model, &records)
+            }),
+        };
+        self.saved = step;
+        let before = match plan.snapshot {
+            Snapshot::Shared => self.writer.begin(step, take),
+            Snapshot::Copied => {
+                let checkpoint = take();
+                self.writer.begin(step, || checkpoint)
+            }
+        };
+        self.waited_seconds += begin.elapsed().as_secs_f64();
+        self.note(before);
+    }
+
+    /// Hears what became of a save, without waiting for it.
+    pub(super) fn poll_writer(&mut self) {
+        let written = self.writer.poll();
+        self.note(written);
+    }
+
+    /// Logs what became of a save, and sounds what went wrong.
+    fn note(&mut self, written: Option<Written>) {
+        let Some(Written {
+            step,
+            seconds,
+            saved,
+            rotated,
+        }) = written
+        else {
+            return;
+        };
+        let strategy = self.strategy;
+        let failed = |error: &RunError, consequence: &str| {
+            (strategy.alarm)(&format!("step {step}: {error}; {consequence}"));
+            let error = error.to_string();
+            strategy.log(&LogLine::SaveFailed { step, error });
+        };
+        self.unsaved = match saved {
+            Ok(bytes) => {
+                strategy.log(&LogLine::Checkpoint {
+                    step,
+                    bytes,
+                    seconds,
+                });
+                None
+            }
+            Err(error) => {
+                failed(&error, "the run goes on, earlier checkpoints are intact");
+                Some(error.to_string())
+            }
+        };
+        if let Err(error) = rotated {
+            failed(&error, "the run goes on, an older checkpoint stays");
+        }
+    }
+
+    /// The last act: waits for the writer, and says in the log why the run stops.
+    pub(super) fn finish(
+        &mut self,
+        outcome: Result<Outcome, TrainError>,
+    ) -> Result<Outcome, TrainError> {
+        let begin = Instant::now();
+        let written = self.writer.wait();
+        self.waited_seconds += begin.elapsed().as_secs_f64();
+        self.note(written);
+        let step = self.position.step;
+        let stopped = |reason: String| LogLine::Stopped { step, reason };
+        match outcome {
+            Ok(outcome) => {
+                if outcome.ending == Ending::Interrupted {
+                    self.strategy.log(&stopped("interrupted".to_owned()));
+                }
+                Ok(Outcome {
+                    waited_seconds: self.waited_seconds,
+                    unsaved: self.unsaved.take(),
+                    ..outcome
+                })
+            }
+            Err(error) => {
+                self.strategy.log(&stopped(error.to_string()));
+                Err(error)
+            }
+        }
+    }
+
+    /// Goes back to the newest intact checkpoint and on with the data after the outlier.
+    /// Without one, the step is skipped.
+    pub(super) fn rewind(&mut self, [loss, norm]: [f64; 2], limit: f64) -> Result<(), TrainError> {
+        let written = self.writer.wait();
+        self.note(written);
+        let from = self.position.step;
+        let rewinds = self.position.rewinds + 1;
+        let spike = self.strategy.plan.guard.spike;
+        let at_most = spike.map_or(0, |spike| match spike.action {
+            SpikeAction::Rewind { at_most, .. } => at_most,
+            SpikeAction::Skip => 0,
+        });
+        if rewinds > at_most {
+            return Err(TrainError::Spikes {
+                step: from,
+                loss,
+                limit,
+                rewinds: at_most,
+            });
+        }
+        let found = match self.strategy.directory.load_newest_intact() {
+            Ok(found) => found,
+            Err(RunError::NoCheckpoint { .. }) => {
+                self.position.skipped += 1;
+                return self.skip(SkipReason::Spike, [loss, norm], None);
+            }
+            Err(error) => return Err(error.into()),
+        };
+        for error in &found.damaged {
+            (self.strategy.alarm)(&format!("{error}; it is passed over"));
+        }
+        let (to, data_step) = (found.checkpoint.step(), self.position.data_step);
+        self.restore(found.checkpoint)?;
+        // The batches go on.
+        self.position.data_step = data_step;
+        self.position.rewinds = rewinds;
+        let line = RewindLine {
+            from,
+            to,
+            loss,
+            limit,
+            rewinds,
+        };
+        (self.strategy.alarm)(&format!(
+            "step {from}: loss {loss}, more than {limit:.4}: back to step {to}, past the data in \
+             between; {rewinds} of at most {at_most}"
+        ));
+        self.strategy.log(&LogLine::Rewind(line));
+        self.position.log_bytes = self.strategy.log_bytes();
+        self.good = self.position.clone();
+        Ok(())
+    }
+
+    /// Puts the state of a checkpoint in the place of the present one.
+    fn restore(&mut self, checkpoint: RunCheckpoint) -> Result<(), RunError> {
+        let step = checkpoint.step();
+        let misfit = |problems| RunError::Misfit {
+            path: self.strategy.directory.checkpoint(step),
+            problems,
+        };
+        let position = checkpoint.state.position;
+        let model = self.learner.model();
+        let device = model.devices().into_iter().next().unwrap_or_default();
+        let model = write_parameters::<B, M>(model, &checkpoint.parameters, &device);
+        let model = model.map_err(misfit)?;
+        let updates = usize::try_from(position.updates).unwrap_or(usize::MAX);
+        let records = write_moments::<B, M>(&model, checkpoint.moments, updates, &device);
+        let records = records.map_err(misfit)?;
+        self.learner.load_model(model.into_record());
+        self.learner.load_optim(records);
+        self.learner.load_scheduler(step);
+        self.position = position;
+        self.saved = step;
+        Ok(())
+    }
+}

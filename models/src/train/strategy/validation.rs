@@ -1,0 +1,79 @@
+//! Validation: the mean loss over windows that are always the same.
+
+use std::sync::Arc;
+
+use burn::tensor::Tensor;
+use burn::train::{EventProcessorTraining, InferenceStep, LearnerEvent, TrainingItem};
+use burn_hybrid_ops::TrainingEngine;
+
+use super::{Loop, Trainable};
+use crate::train::gradients::ScalarF32;
+use crate::train::log::{Forward, LogLine};
+use crate::train::output::{Figures, LossOutput, bits_per_byte};
+
+impl<B: TrainingEngine, M: Trainable<B>> Loop<'_, B, M> {
+    /// Mean loss over the validation windows, in nats per token.
+    pub(super) fn measure(&self, forward: Forward) -> f64 {
+        let model = self.learner.model().valid();
+        let mean = || {
+            let (mut sum, mut tokens) = (0.0, 0);
+            for batch in self.valid.iter() {
+                let output = model.step(batch);
+                sum += f64::from(output.loss.into_scalar_f32()) * output.tokens as f64;
+                tokens += output.tokens;
+            }
+            sum / tokens as f64
+        };
+        let mut loss = f64::NAN;
+        match forward {
+            Forward::Recipe => loss = mean(),
+            Forward::HighPrecision => {
+                self.strategy
+                    .numerics
+                    .in_high_precision(&mut || loss = mean());
+            }
+        }
+        // Validation is not training: what it found is not a reason to stop the next step.
+        let _ = self.strategy.numerics.take_non_finite();
+        loss
+    }
+
+    /// Measures, logs and shows the validation loss.
+    pub(super) fn validate(&mut self, forward: Forward) -> f64 {
+        let loss = self.measure(forward);
+        let bits_per_byte = bits_per_byte(loss, self.strategy.plan.valid_bytes_per_token);
+        self.strategy.log(&LogLine::Validation {
+            step: self.position.step,
+            forward,
+            loss,
+            bits_per_byte,
+        });
+        self.position.log_bytes = self.strategy.log_bytes();
+        if forward == Forward::Recipe {
+            self.show_validation(loss, bits_per_byte);
+        }
+        loss
+    }
+
+    /// Sends a validation to the metrics, as one item.
+    fn show_validation(&mut self, loss: f64, bits_per_byte: f64) {
+        let figures = Figures {
+            loss,
+            bits_per_byte,
+            grad_norm: None,
+            tokens_per_second: f64::NAN,
+            mfu: None,
+            skipped: self.position.skipped,
+            operands: Arc::default(),
+            seconds_left: f64::NAN,
+        };
+        let loss = Tensor::from_floats([loss], &Default::default());
+        let item = LossOutput {
+            loss,
+            tokens: 0,
+            figures: Some(figures),
+        };
+        let item = TrainingItem::new(item, self.progress(), self.progress(), None, None);
+        self.events.process_valid(LearnerEvent::ProcessedItem(item));
+    }
+}

@@ -1,0 +1,112 @@
+//! Statistics of quantization reach the log and the metric of their layer.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use burn::backend::{Autodiff, NdArray};
+use burn::data::dataloader::Progress;
+use burn::train::metric::{Metric, MetricMetadata, Numeric};
+use burn_nvfp4_models::train::layers::{LayerMetric, OperandFigure};
+use burn_nvfp4_models::train::log;
+use burn_nvfp4_models::train::output::Figures;
+
+use super::*;
+use crate::device::exclusive;
+
+fn operand(layer: &str, operand: &str, sqnr_db: Option<f64>) -> OperandFigure {
+    OperandFigure {
+        layer: layer.to_owned(),
+        operand: operand.to_owned(),
+        sqnr_db,
+        underflow: 0.25,
+        saturation: 0.0,
+    }
+}
+
+/// Measures something in every second step.
+#[derive(Debug, Default)]
+struct Sampled {
+    step: AtomicU64,
+    taken: Mutex<u64>,
+}
+
+impl Numerics for Sampled {
+    fn begin_step(&self, step: u64, _total: u64) {
+        self.step.store(step, Ordering::SeqCst);
+    }
+
+    fn take_non_finite(&self) -> Option<String> {
+        None
+    }
+
+    fn take_statistics(&self) -> Vec<OperandFigure> {
+        *self.taken.lock().unwrap() += 1;
+        match self.step.load(Ordering::SeqCst) {
+            step if step % 2 == 0 => vec![operand("layers.1.mixer.up_proj", "fprop.lhs", None)],
+            _ => Vec::new(),
+        }
+    }
+
+    fn in_high_precision(&self, forward: &mut dyn FnMut()) {
+        forward();
+    }
+}
+
+#[test]
+fn steps_that_are_sampled_have_a_line_in_the_log() {
+    let _device = exclusive();
+    let dir = tempfile::tempdir().unwrap();
+    let tokens = tokens(dir.path());
+    let run = Run {
+        tokens: &tokens,
+        directory: RunDirectory::at(&dir.path().join("run")),
+        shape: shape(1, 16, 1),
+        total: 5,
+        save_every: 5,
+        guard: STRICT,
+        snapshot: Snapshot::Shared,
+    };
+    let numerics = Box::new(Sampled::default());
+    run.go::<Autodiff<NdArray>>(numerics, None, &Interrupter::new())
+        .unwrap();
+    let mut sampled = Vec::new();
+    for line in log::read(&run.directory.log()).unwrap() {
+        if let LogLine::Quantization { step, operands } = line {
+            assert_eq!(operands[0].layer, "layers.1.mixer.up_proj");
+            sampled.push(step);
+        }
+    }
+    assert_eq!(sampled, [1, 3, 5]);
+}
+
+#[test]
+fn the_metric_of_a_layer_shows_its_worst_operand_and_keeps_it_between_samples() {
+    let figures = |operands: Vec<OperandFigure>| Figures {
+        loss: 1.0,
+        bits_per_byte: 1.0,
+        grad_norm: None,
+        tokens_per_second: 1.0,
+        mfu: None,
+        skipped: 0,
+        operands: operands.into(),
+        seconds_left: 1.0,
+    };
+    let metadata = MetricMetadata {
+        progress: Progress::new(1, 2),
+        global_progress: Progress::new(1, 2),
+        iteration: None,
+        lr: None,
+    };
+    let mut metric = LayerMetric::new("a");
+    let mut show = |operands| metric.update(&figures(operands), &metadata).formatted;
+    assert_eq!(show(Vec::new()), "not sampled yet");
+    let shown = show(vec![
+        operand("a", "fprop.lhs", Some(20.0)),
+        operand("a", "wgrad.rhs", Some(17.04)),
+        operand("a", "dgrad.lhs", None),
+        operand("b", "fprop.lhs", Some(3.0)),
+    ]);
+    assert_eq!(shown, "17.0 dB (wgrad.rhs, 25.0 % to zero, 0.0 % cut off)");
+    assert_eq!(show(Vec::new()), shown);
+    assert_eq!(metric.value().current(), 17.04);
+}

@@ -8,6 +8,7 @@ pub mod params;
 pub mod gradients;
 pub mod optim;
 pub mod output;
+pub mod data;
 pub mod config;
 pub mod numerics;
 pub mod log;

@@ -17,7 +17,7 @@ use burn_nvfp4::{Nvfp4, Nvfp4Engine};
 use serde_json::json;
 
 use burn_nvfp4_models::checkpoint::run::RunDirectory;
-use burn_nvfp4_models::data::{Floors, Split, TrainBatches, ValidationBatches};
+use burn_nvfp4_models::data::{Floors, Split, TokenFile, TrainBatches, ValidationBatches};
 use burn_nvfp4_models::generate::{Generation, Sampling};
 use burn_nvfp4_models::hybrid::HybridLm;
 use burn_nvfp4_models::train::fit::{Batches, Display, Trainee, fit};
@@ -31,6 +31,15 @@ use super::args::TrainArgs;
 use super::backend::OnBackend;
 use super::prepare::{Prepared, prepare};
 use super::{Failure, Success, backend, plot, report, signal};
+
+/// What the validation of a run is compared with.
+#[derive(Clone, Copy, Debug)]
+struct Reference {
+    /// What byte counts of the training text give on the validation windows.
+    floors: Floors,
+    /// Bytes of text per validation token.
+    bytes_per_token: f64,
+}
 
 /// Runs `nvfp4 train`.
 ///
@@ -66,7 +75,7 @@ impl Prepared {
             .as_ref()
             .map_or(0, |checkpoint| checkpoint.state.step);
         let batches = self.batches::<B>(done, device)?;
-        let floors = self.floors(&batches.valid);
+        let reference = self.reference(&batches.valid)?;
         let model: HybridLm<B> = self
             .model
             .try_init(device, self.config.seed)
@@ -95,7 +104,12 @@ impl Prepared {
             "linear quantized by {}; GEMM: {}",
             support.quantize, support.gemm
         ));
-        let strategy = StepStrategy::new(self.plan(done), self.directory.clone(), log, numerics);
+        let strategy = StepStrategy::new(
+            self.plan(done, &reference),
+            self.directory.clone(),
+            log,
+            numerics,
+        );
         let interrupter = Interrupter::new();
         signal::install(&interrupter)?;
         let display = if self.plain {
@@ -123,7 +137,7 @@ impl Prepared {
                 Ok(Success::Interrupted)
             }
             Ending::Finished(figures) => {
-                self.finish(&model, outcome, figures, floors, device)?;
+                self.finish(&model, outcome, figures, reference, device)?;
                 Ok(Success::Done)
             }
         }
@@ -134,37 +148,39 @@ impl Prepared {
         done: u64,
         device: &B::Device,
     ) -> Result<Batches<B>, Failure> {
-        let (tokens, shape) = (&self.tokens, self.config.batch);
-        let windows = self.config.validation.windows;
-        let (train, valid) = (
-            TrainBatches::new(
-                tokens.clone(),
-                shape,
-                self.config.seed,
-                done,
-                device.clone(),
-            ),
-            ValidationBatches::new(tokens.clone(), shape, windows, device.clone()),
-        );
+        let (data, shape) = (&self.data, self.config.batch);
+        let windows = data.validation(self.config.validation.windows);
+        let valid = ValidationBatches::of(windows, shape, device.clone());
         Ok(Batches {
-            train: train.map_err(Failure::error)?,
+            train: TrainBatches::of(data.mixture().clone(), shape, done, device.clone()),
             valid: valid.map_err(Failure::error)?,
         })
     }
 
-    /// What byte counts of the training text give on the validation windows.
-    fn floors<B: Backend>(&self, valid: &ValidationBatches<B>) -> Floors {
-        let windows: Vec<_> = valid
-            .targets()
+    /// What byte counts of the training text give on the validation windows, and how long these
+    /// are.
+    fn reference<B: Backend>(&self, valid: &ValidationBatches<B>) -> Result<Reference, Failure> {
+        let targets = valid.targets().map_err(Failure::error)?;
+        let texts: Vec<_> = targets
             .iter()
             .map(|ids| self.tokenizer.decode(ids))
             .collect();
-        self.tokens
-            .counts()
-            .floors(windows.iter().map(Vec::as_slice))
+        let counts = self.data.counts(&self.tokenizer).map_err(Failure::error)?;
+        let length = |lists: usize| lists.max(1) as f64;
+        let bytes_per_token = match self.data.file() {
+            Some(file) => file.bytes_per_token(Split::Validation),
+            None => {
+                let bytes = texts.iter().map(Vec::len).sum::<usize>() as f64;
+                bytes / length(targets.iter().map(Vec::len).sum())
+            }
+        };
+        Ok(Reference {
+            floors: counts.floors(texts.iter().map(Vec::as_slice)),
+            bytes_per_token,
+        })
     }
 
-    fn plan(&self, done: u64) -> StepPlan {
+    fn plan(&self, done: u64, reference: &Reference) -> StepPlan {
         let config = &self.config;
         StepPlan {
             done,
@@ -175,8 +191,8 @@ impl Prepared {
             validate_every: config.validation.every,
             save_every: config.checkpoint.every,
             keep: config.checkpoint.keep,
-            train_bytes_per_token: self.tokens.bytes_per_token(Split::Training),
-            valid_bytes_per_token: self.tokens.bytes_per_token(Split::Validation),
+            train_bytes_per_token: self.data.bytes_per_token(),
+            valid_bytes_per_token: reference.bytes_per_token,
             identity: self.identity.clone(),
             config: json!(config),
         }
@@ -192,20 +208,33 @@ impl Prepared {
             model: json!(self.model),
             parameters: self.model.num_params(),
             data: json!({
-                "corpus": self.tokens.corpus(),
+                "corpus": self.data.name(),
                 "tokenizer": self.tokenizer.name(),
-                "fingerprint": format!("{:016x}", self.tokens.fingerprint()),
-                "files": self.tokens.files(),
-                "train_tokens": self.tokens.tokens(Split::Training),
-                "validation_tokens": self.tokens.tokens(Split::Validation),
-                "bytes_per_token": self.tokens.bytes_per_token(Split::Training),
+                "fingerprint": format!("{:016x}", self.data.fingerprint()),
+                "files": self.data.file().map(TokenFile::files),
+                "train_tokens": self.data.tokens(Split::Training),
+                "validation_tokens": self.data.tokens(Split::Validation),
+                "bytes_per_token": self.data.bytes_per_token(),
+                "epochs": self.data.mixture().epochs(0..self.config.sequences()),
             }),
         }
     }
 
     /// What runs, in three lines; what multiplies is the backend's to say.
     fn heading(&self, done: u64) -> String {
-        let (config, tokens) = (&self.config, &self.tokens);
+        let (config, data) = (&self.config, &self.data);
+        let files = match data.file() {
+            Some(file) => format!("{} files, ", file.files()),
+            None => String::new(),
+        };
+        let note = match data.file() {
+            Some(file) => file.skipped().to_string(),
+            None => {
+                let epochs = data.mixture().epochs(0..config.sequences());
+                let epochs: Vec<_> = epochs.iter().map(|epochs| format!("{epochs:.2}")).collect();
+                format!("epochs of each source: {}", epochs.join(", "))
+            }
+        };
         let precision = &config.precision;
         let start = if done > 0 {
             format!("from step {done} ")
@@ -213,14 +242,12 @@ impl Prepared {
             String::new()
         };
         format!(
-            "data   {}: {} files, {} training and {} validation tokens ({})\n\
+            "data   {}: {files}{} training and {} validation tokens ({note})\n\
              model  {} parameters, {} blocks, recipe {} under policy {} on {:?}\n\
              run    {start}to step {} of {} tokens, into {}",
-            tokens.corpus().display(),
-            tokens.files(),
-            tokens.tokens(Split::Training),
-            tokens.tokens(Split::Validation),
-            tokens.skipped(),
+            data.name().display(),
+            data.tokens(Split::Training),
+            data.tokens(Split::Validation),
             self.model.num_params(),
             self.model.n_blocks(),
             precision.recipe_name(),
@@ -238,14 +265,17 @@ impl Prepared {
         model: &HybridLm<B>,
         outcome: Outcome,
         figures: FinalFigures,
-        floors: Floors,
+        reference: Reference,
         device: &B::Device,
     ) -> Result<(), Failure> {
         let path = self.log_path();
         let log_failure =
             |error: std::io::Error| Failure::Error(format!("{}: {error}", path.display()));
         let lines = log::read(&path).map_err(log_failure)?;
-        let bytes = self.tokens.bytes_per_token(Split::Validation);
+        let Reference {
+            floors,
+            bytes_per_token: bytes,
+        } = reference;
         let line = FinalLine {
             step: outcome.step,
             train_loss: log::train_loss(&lines),

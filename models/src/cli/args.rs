@@ -60,6 +60,10 @@ pub(crate) enum DocumentsName {
 
 /// Arguments of `nvfp4 tokenize`.
 #[derive(Clone, Debug, Args)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "two flags that exclude each other"
+)]
 pub(crate) struct TokenizeArgs {
     /// Files, folders, or patterns with `*` and `**`. The name says what a file is: .jsonl and
     /// .ndjson, .parquet, all else text; text and jsonl may be packed as .gz or .zst.

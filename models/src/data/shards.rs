@@ -13,7 +13,7 @@ pub mod header;
 mod writer;
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
@@ -81,7 +81,8 @@ impl Manifest {
     pub(crate) fn write(&self, folder: &Path) -> Result<(), DataError> {
         let path = folder.join(MANIFEST);
         durable::write_file::<io::Error>(&path, |out| {
-            serde_json::to_writer_pretty(out, self).map_err(io::Error::other)
+            serde_json::to_writer_pretty(&mut *out, self).map_err(io::Error::other)?;
+            out.write_all(b"\n")
         })
         .map_err(DataError::io(path, "write"))
     }

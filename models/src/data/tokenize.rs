@@ -137,6 +137,7 @@ pub fn tokenize(job: Job<'_>, progress: &mut dyn FnMut(Progress)) -> Result<Repo
         worker: encoder.worker(),
         writer: ShardWriter::new(job.folder, first, job.shard_tokens.get()),
         separator: like.separator,
+        separator_bytes: u64::from(matches!(job.tokenizer, Tokenizer::Bytes)),
         headers,
         reached: 0,
         scratch: Vec::new(),
@@ -258,6 +259,8 @@ struct Assembler<'a> {
     worker: Worker<'a>,
     writer: ShardWriter,
     separator: Option<u32>,
+    /// Bytes that a separator stands for: one among bytes, none among tokens.
+    separator_bytes: u64,
     headers: Vec<ShardHeader>,
     /// Where the words of the text in hand have got to.
     reached: usize,
@@ -289,7 +292,8 @@ impl Assembler<'_> {
             }
             if let Some((_, bytes)) = ends.next_if(|(end, _)| *end == index) {
                 self.writer.push(self.separator.as_slice())?;
-                self.headers.extend(self.writer.end_document(*bytes)?);
+                self.headers
+                    .extend(self.writer.end_document(bytes + self.separator_bytes)?);
                 progress.tokens += self.separator.as_slice().len() as u64;
                 progress.documents += 1;
                 progress.bytes += bytes;

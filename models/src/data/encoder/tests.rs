@@ -145,7 +145,8 @@ fn what_does_not_work_by_words_says_why() {
         Encoder::new(&from_json(folder.path(), &json.to_string())).way()
     };
     assert_eq!(way(&|_| {}), "word by word");
-    let cases: [(&dyn Fn(&mut serde_json::Value), &str); 4] = [
+    type Change<'a> = &'a dyn Fn(&mut serde_json::Value);
+    let cases: [(Change<'_>, &str); 4] = [
         (
             &|json| json["normalizer"] = serde_json::json!({"type": "NFC"}),
             "a normalizer",

@@ -34,7 +34,7 @@ pub struct ShardHeader {
     pub tokens: u64,
     /// Documents in this shard.
     pub documents: u64,
-    /// Bytes of text that the ids stand for, without separators.
+    /// Bytes of text that the ids stand for; a separator of the byte tokenizer counts.
     pub bytes: u64,
     /// The id behind every document, if there is one.
     pub separator: Option<u32>,

@@ -2,9 +2,9 @@
 //!
 //! For a run on one text: [`source`] gathers files, [`tokenizer`] turns text into ids and back
 //! ([`text_stream`]: as they come), [`tokens`] keeps them in a memory-mapped file. For corpora of
-//! any size: [`documents`] reads files, [`encoder`] encodes them on all cores, [`shards`] keep the
-//! ids, [`tokenize`] does it all. Then [`mixture`] blends sources ([`blend`]: which source, [`order`]:
-//! which window), and [`batches`] cuts windows by position.
+//! any size: [`documents`] reads files, `encoder` encodes them on all cores, [`shards`] keep the
+//! ids, [`tokenize`] does it all. Then [`mixture`] blends sources ([`blend`]: which source,
+//! [`order`]: which window), and [`batches`] cuts windows by position.
 //!
 //! No model types and no state: which tokens a micro-batch holds is a function of the seed, the
 //! step and the index of the micro-batch alone, so a resumed run reads what the first would have.

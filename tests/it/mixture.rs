@@ -1,7 +1,7 @@
 //! Several sources in one run: folders of shards, blends, phases, epochs, and resuming.
 //!
-//! Every source has an alphabet of its own and numbers its sequences, so that a batch tells where it
-//! came from.
+//! Every source has an alphabet of its own and numbers its sequences, so that a batch tells where
+//! it came from.
 
 use std::collections::BTreeMap;
 use std::num::{NonZeroU64, NonZeroUsize};

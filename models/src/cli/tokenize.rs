@@ -57,9 +57,7 @@ pub(crate) fn tokenize(arguments: &TokenizeArgs) -> Result<Success, Failure> {
     let seconds = start.elapsed().as_secs_f64();
     say(&summary(&report, &arguments.out, threads, seconds));
     if tokenizer.separator().is_none() {
-        say(
-            "note   the tokenizer names no end-of-document token: documents follow each other directly",
-        );
+        say("note   the tokenizer names no end-of-document token: documents follow directly");
     }
     Ok(Success::Done)
 }

@@ -1,8 +1,8 @@
 //! What a run reads: its sources opened, its training mixture, and what it is validated on.
 //!
 //! A source is a folder of shards, or text, which is tokenised into a cache first. Text is split as
-//! [`TokenFile`] says. Of shards, a share at the end is held out, from the start of a document on, or
-//! nothing where a folder of its own is for validation.
+//! [`TokenFile`] says. Of shards, a share at the end is held out, from the start of a document on,
+//! or nothing where a folder of its own is for validation.
 
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};

@@ -1,16 +1,16 @@
 //! Texts into a folder of shards, on all cores, with bounded memory.
 //!
-//! 1. A thread reads documents and cuts them into pieces ([`Reader`], [`Encoder::cut`]).
-//! 2. Threads encode batches of pieces ([`Worker::encode`]).
+//! 1. A thread reads documents and cuts them into pieces (`Reader`, `Encoder::cut`).
+//! 2. Threads encode batches of pieces (`Worker::encode`).
 //! 3. This thread takes the batches in the order in which they were read, puts the separator behind
-//!    each document, and writes shards ([`ShardWriter`]).
+//!    each document, and writes shards (`ShardWriter`).
 //!
 //! The queues between them are short, so memory does not grow with the input: what is held is some
 //! batches and the largest document that does not lie in a mapped file. The shards are the same for
 //! any number of threads.
 //!
-//! A run that was interrupted leaves whole shards and no manifest. The next one with the same inputs
-//! goes on behind the last whole shard, and the shards come out as if nothing had happened.
+//! A run that was interrupted leaves whole shards and no manifest. The next one with the same
+//! inputs goes on behind the last whole shard, and the shards come out as if nothing had happened.
 
 use std::fs;
 use std::num::{NonZeroU64, NonZeroUsize};
@@ -379,7 +379,7 @@ fn earlier(job: Job<'_>, like: &ShardHeader) -> Result<Earlier, DataError> {
     }
 }
 
-/// Removes a manifest and shards, the manifest first, so that what is left is never taken for whole.
+/// Removes a manifest and shards, the manifest first: what is left is never taken for whole.
 fn remove(folder: &Path) -> Result<(), DataError> {
     let manifest = folder.join(shards::MANIFEST);
     if manifest.exists() {

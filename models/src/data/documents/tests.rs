@@ -1,3 +1,5 @@
+//! Files of every kind, and what is wrong with some.
+
 use std::fs;
 use std::io::Write;
 

@@ -1,3 +1,5 @@
+//! Ids by words against ids of the whole text.
+
 use std::path::Path;
 
 use super::super::order::mix;
@@ -5,7 +7,10 @@ use super::super::tokenizer::tests::{byte_level_bpe, from_json};
 use super::*;
 
 /// Llama 3's pattern, as its tokenizer.json has it.
-const LLAMA: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const LLAMA: &str = concat!(
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}",
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+);
 
 /// What texts are drawn from: what patterns tell apart, and what they must not.
 const PARTS: [&str; 26] = [

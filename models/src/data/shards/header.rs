@@ -1,6 +1,6 @@
 //! The header of a shard, and what follows from it about the file's size.
 //!
-//! Little-endian: 8 bytes of magic, [`FIELDS`] words of 8 bytes, the fingerprint of both. The ids
+//! Little-endian: 8 bytes of magic, 12 words of 8 bytes, the fingerprint of both. The ids
 //! stand behind it, then zeros up to a multiple of 8, then the end of each document, counted in ids
 //! from the start of the shard. Everything read from a file is checked before it is used.
 

@@ -1,3 +1,5 @@
+//! What is written is read, and what is damaged is found.
+
 use super::*;
 
 const VOCAB: u64 = 70_000;

@@ -1,3 +1,5 @@
+//! Whole jobs: threads, interruptions, other inputs.
+
 use std::path::PathBuf;
 
 use super::super::documents::TextDocuments;

@@ -161,7 +161,7 @@ impl<'a> Reader<'a> {
             #[cfg(not(feature = "parquet"))]
             Format::Parquet => Err(DataError::Columns {
                 path: input.path.clone(),
-                reason: "this build reads none: it lacks the feature `parquet`".to_owned(),
+                reason: "this build lacks the feature `parquet`".to_owned(),
             }),
         };
         match opened {

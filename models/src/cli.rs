@@ -16,6 +16,7 @@ pub(crate) mod train;
 pub(crate) mod runs;
 pub(crate) mod generate;
 pub(crate) mod progress;
+pub(crate) mod tokenize;
 pub(crate) mod serve;
 pub(crate) mod inspect;
 pub(crate) mod eval;
@@ -99,6 +100,7 @@ pub(crate) fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<Succe
     match arguments.command {
         Command::Train(arguments) => train::train(&arguments),
         Command::Runs(arguments) => runs::list(&arguments),
+        Command::Tokenize(arguments) => tokenize::tokenize(&arguments),
         Command::Generate(arguments) => generate::generate(&arguments),
         Command::Quantize(arguments) => serve::quantize(&arguments),
         Command::Dequantize(arguments) => serve::dequantize(&arguments),

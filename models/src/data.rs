@@ -1,6 +1,10 @@
-//! Text in, batches of token windows out: [`source`] gathers files, [`tokenizer`] turns text into
-//! ids and back ([`text_stream`]: as they come), [`tokens`] keeps them in a memory-mapped file,
-//! [`batches`] cuts windows by position.
+//! Text in, batches of token windows out.
+//!
+//! For a run on one text: [`source`] gathers files, [`tokenizer`] turns text into ids and back
+//! ([`text_stream`]: as they come), [`tokens`] keeps them in a memory-mapped file. For corpora of
+//! any size: [`documents`] reads files, `encoder` encodes them on all cores, [`shards`] keep the
+//! ids, [`tokenize`] does it all. Then [`mixture`] blends sources ([`blend`]: which source,
+//! [`order`]: which window), and [`batches`] cuts windows by position.
 //!
 //! No model types and no state: which tokens a micro-batch holds is a function of the seed, the
 //! step and the index of the micro-batch alone, so a resumed run reads what the first would have.
@@ -11,14 +15,28 @@ pub mod text_stream;
 pub mod source;
 pub mod floors;
 pub mod tokens;
+pub mod documents;
+mod encoder;
+pub mod shards;
+pub mod tokenize;
+pub mod stream;
+pub mod order;
+pub mod blend;
+pub mod mixture;
 pub mod batches;
+pub mod dataset;
 
 use std::io;
 use std::path::PathBuf;
 
 pub use batches::{BatchShape, TokenBatch, TrainBatches, ValidationBatches};
+pub use blend::{Blend, BlendError, Curriculum, Weight};
+pub use dataset::Dataset;
 pub use floors::{ByteCounts, Floors};
+pub use mixture::Mixture;
+pub use shards::Shards;
 pub use source::Corpus;
+pub use stream::TokenStream;
 pub use text_stream::TextStream;
 pub use tokenizer::Tokenizer;
 pub use tokens::{Split, TokenFile};
@@ -116,6 +134,76 @@ pub enum DataError {
         tokenizer: usize,
         /// Rows of the embedding.
         model: usize,
+    },
+    /// A line or a row that holds no text.
+    #[error("{}: {unit} {number}: {reason}", path.display())]
+    Record {
+        /// The file.
+        path: PathBuf,
+        /// `line` or `row`.
+        unit: &'static str,
+        /// Which one, counted from 1.
+        number: u64,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A parquet file that cannot be used.
+    #[error("{}: no parquet file to take texts from: {reason}", path.display())]
+    Columns {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
+    },
+    /// A shard, or the manifest of a folder of shards, that is not as it was written.
+    #[error(
+        "{}: damaged tokens: {reason}; `nvfp4 tokenize` makes them anew", path.display()
+    )]
+    Shard {
+        /// The file.
+        path: PathBuf,
+        /// What does not hold.
+        reason: String,
+    },
+    /// A folder of shards without a manifest.
+    #[error(
+        "{}: no finished tokens: there is no {}; `nvfp4 tokenize` writes it last",
+        path.display(),
+        shards::MANIFEST
+    )]
+    Incomplete {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// A folder that holds something else than what is to be written there.
+    #[error("{}: {reason}", path.display())]
+    Occupied {
+        /// The folder.
+        path: PathBuf,
+        /// What it holds, and what can be done.
+        reason: String,
+    },
+    /// Tokens of another tokenizer than the run's.
+    #[error(
+        "{}: made by another tokenizer ({made_by}) than the run's ({run}); data.tokenizer has to \
+         name the same one", path.display()
+    )]
+    OtherTokenizer {
+        /// The folder of tokens.
+        path: PathBuf,
+        /// What the manifest says.
+        made_by: String,
+        /// The run's.
+        run: String,
+    },
+    /// Shards without anything to validate on.
+    #[error(
+        "{}: nothing to validate on; data.validation = {{ hold_out = 0.01 }} holds out the last \
+         hundredth of every source, {{ path = \"..\" }} names a folder of tokens", path.display()
+    )]
+    NothingHeldOut {
+        /// The folder of tokens.
+        path: PathBuf,
     },
     /// A token file that is not as it was written.
     #[error("{}: damaged token file: {reason}; delete it and it is made anew", path.display())]

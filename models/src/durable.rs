@@ -41,6 +41,55 @@ pub fn write_file<E: From<io::Error>>(
     result
 }
 
+/// A file that is written piece by piece and has its name only once [`Self::finish`] gives it.
+///
+/// Dropped before, it is removed.
+#[derive(Debug)]
+pub struct Unfinished {
+    file: File,
+    path: PathBuf,
+    finished: bool,
+}
+
+impl Unfinished {
+    /// An empty file aside of `path`.
+    ///
+    /// # Errors
+    /// What the file system reports.
+    pub fn create(path: &Path) -> io::Result<Self> {
+        Ok(Self {
+            file: File::create(aside(path))?,
+            path: path.to_owned(),
+            finished: false,
+        })
+    }
+
+    /// The file, to be written to.
+    pub fn file(&mut self) -> &mut File {
+        &mut self.file
+    }
+
+    /// Syncs the file and gives it its name.
+    ///
+    /// # Errors
+    /// What the file system reports.
+    pub fn finish(mut self) -> io::Result<()> {
+        self.file.sync_all()?;
+        fs::rename(aside(&self.path), &self.path)?;
+        self.finished = true;
+        sync_parent(&self.path)
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        if !self.finished {
+            // Whoever drops it has an error of its own to report.
+            let _ = fs::remove_file(aside(&self.path));
+        }
+    }
+}
+
 /// Writes a folder through `fill`, which gets the path to fill, so that `path` is never seen
 /// half-written. An existing `path` is replaced.
 ///
@@ -158,6 +207,22 @@ mod tests {
         });
         assert_eq!(error.unwrap_err().kind(), io::ErrorKind::StorageFull);
         assert_eq!(fs::read(&path).unwrap(), b"old");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn an_unfinished_file_leaves_nothing_and_a_finished_one_its_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        let mut file = Unfinished::create(&path).unwrap();
+        file.file().write_all(b"half").unwrap();
+        assert!(!path.exists());
+        drop(file);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+        let mut file = Unfinished::create(&path).unwrap();
+        file.file().write_all(b"whole").unwrap();
+        file.finish().unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"whole");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 

@@ -10,6 +10,7 @@ pub mod optim;
 pub mod output;
 pub mod layers;
 pub mod guard;
+pub mod data;
 pub mod config;
 pub mod numerics;
 pub mod log;

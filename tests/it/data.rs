@@ -106,6 +106,7 @@ fn targets_are_the_next_tokens() {
     assert_eq!(
         valid
             .targets()
+            .unwrap()
             .concat()
             .into_iter()
             .map(i64::from)

@@ -12,5 +12,6 @@ mod linear;
 mod transparency;
 mod hybrid;
 mod data;
+mod mixture;
 mod serving;
 mod train;

@@ -1,12 +1,13 @@
 //! The arguments of the command.
 
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU64, NonZeroUsize};
 use std::path::PathBuf;
 
 use burn_nvfp4::recipe::{RecipeError, presets};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use burn_nvfp4_models::train::config::{Activations, BackendName, ModelSource, TrainConfig};
+use burn_nvfp4_models::train::data::ValidationData;
 
 /// Trains hybrid Mamba-Transformer models in NVFP4, lets them write, and serves their weights in
 /// 4 bits.
@@ -28,6 +29,10 @@ pub(crate) enum Command {
     Train(Box<TrainArgs>),
     /// List the runs of a folder: state, steps, loss, lowest validation loss, recipe, age.
     Runs(RunsArgs),
+    /// Tokenise texts of any size into a folder that `train` reads, on all cores.
+    ///
+    /// Interrupted, the same command goes on behind the last whole shard.
+    Tokenize(TokenizeArgs),
     /// Continue a text with a Hugging Face checkpoint. The text goes to stdout as it comes.
     Generate(Box<GenerateArgs>),
     /// Put the linear weights of a Hugging Face directory, of any architecture, into NVFP4 for
@@ -44,6 +49,60 @@ pub(crate) enum Command {
     ///
     /// Nothing is fetched and nothing that the model writes is run.
     Eval(Box<EvalArgs>),
+}
+
+/// What one document of a text file is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DocumentsName {
+    /// The whole file.
+    File,
+    /// What lies between blank lines.
+    BlankLine,
+}
+
+/// Arguments of `nvfp4 tokenize`.
+#[derive(Clone, Debug, Args)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "two flags that exclude each other"
+)]
+pub(crate) struct TokenizeArgs {
+    /// Files, folders, or patterns with `*` and `**`. The name says what a file is: .jsonl and
+    /// .ndjson, .parquet, all else text; text and jsonl may be packed as .gz or .zst.
+    #[arg(value_name = "INPUT", required_unless_present = "verify")]
+    pub(crate) inputs: Vec<PathBuf>,
+    /// A Hugging Face tokenizer.json, or `bytes` where every byte is a token.
+    #[arg(long, value_name = "FILE", required_unless_present = "verify")]
+    pub(crate) tokenizer: Option<PathBuf>,
+    /// Folder for the shards.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: PathBuf,
+    /// What one document of a text file is.
+    #[arg(long, value_enum, default_value_t = DocumentsName::File)]
+    pub(crate) documents: DocumentsName,
+    /// Documents of a text file end with this mark instead; `\n` is a line end.
+    #[arg(
+        long,
+        value_name = "TEXT",
+        conflicts_with = "documents",
+        allow_hyphen_values = true
+    )]
+    pub(crate) separator: Option<String>,
+    /// Field of a jsonl object, or column of a parquet file, that holds the text.
+    #[arg(long, value_name = "NAME", default_value = "text")]
+    pub(crate) field: String,
+    /// A shard closes behind the document that reaches this many tokens.
+    #[arg(long, value_name = "N", default_value = "268435456")]
+    pub(crate) shard_tokens: NonZeroU64,
+    /// Threads that encode; all cores if absent.
+    #[arg(long, value_name = "N")]
+    pub(crate) threads: Option<NonZeroUsize>,
+    /// Replace tokens of other inputs.
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Only read the folder and check every checksum.
+    #[arg(long, conflicts_with_all = ["inputs", "tokenizer", "force"])]
+    pub(crate) verify: bool,
 }
 
 /// Names and configuration of a served directory.
@@ -301,12 +360,15 @@ pub(crate) struct TrainArgs {
     /// Configuration of the run (TOML); without it the built-in configs/default.toml.
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
-    /// A text file, or a folder of text files.
+    /// A text file, a folder of text files, or a folder that `nvfp4 tokenize` wrote.
     #[arg(long, value_name = "PATH")]
     pub(crate) data: Option<PathBuf>,
     /// A Hugging Face tokenizer.json instead of bytes.
     #[arg(long, value_name = "FILE")]
     pub(crate) tokenizer: Option<PathBuf>,
+    /// Validate on this share of a folder of tokens, at its end.
+    #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
+    pub(crate) hold_out: Option<f64>,
     /// Model size by name, e.g. tiny-1m.
     #[arg(long, value_name = "PRESET", conflicts_with = "model_config")]
     pub(crate) model: Option<String>,
@@ -388,8 +450,11 @@ impl TrainArgs {
         if let Some(path) = &self.model_config {
             config.model = ModelSource::Config(path.clone());
         }
-        if self.data.is_some() {
-            config.data.path.clone_from(&self.data);
+        if let Some(path) = &self.data {
+            config.data.replace(path);
+        }
+        if let Some(share) = self.hold_out {
+            config.data.validation = Some(ValidationData::HoldOut(share));
         }
         if self.tokenizer.is_some() {
             config.data.tokenizer.clone_from(&self.tokenizer);

@@ -5,7 +5,6 @@
 use std::fs;
 use std::io::{IsTerminal, stdout};
 use std::path::Path;
-use std::sync::Arc;
 
 use serde_json::Value;
 
@@ -13,7 +12,8 @@ use burn_nvfp4_models::checkpoint::run::{
     Found, RunCheckpoint, RunDirectory, RunError, Versions, differences,
 };
 use burn_nvfp4_models::config::HybridConfig;
-use burn_nvfp4_models::data::{Corpus, TokenFile, Tokenizer};
+use burn_nvfp4_models::data::dataset::is_tokens;
+use burn_nvfp4_models::data::{Corpus, Dataset, TokenFile, Tokenizer};
 use burn_nvfp4_models::train::config::{ModelSource, TrainConfig};
 
 use super::args::TrainArgs;
@@ -32,7 +32,7 @@ pub(crate) struct Prepared {
     /// The model.
     pub(crate) model: HybridConfig,
     pub(super) tokenizer: Tokenizer,
-    pub(super) tokens: Arc<TokenFile>,
+    pub(super) data: Dataset,
     pub(super) directory: RunDirectory,
     pub(super) begin: Begin,
     pub(super) identity: Value,
@@ -76,17 +76,8 @@ pub(super) fn prepare(arguments: &TrainArgs) -> Result<Prepared, Failure> {
     };
     let model = model_config(&config.model, &tokenizer)?;
     config.precision.policy(&model).map_err(Failure::usage)?;
-    let corpus = match &config.data.path {
-        None => sources::locked_dependencies()?,
-        Some(path) => Corpus::at(path).map_err(Failure::error)?,
-    };
-    let cache = directory
-        .path()
-        .parent()
-        .unwrap_or(Path::new("."))
-        .join("tokens");
-    let tokens = TokenFile::prepare(&corpus, &tokenizer, &cache).map_err(Failure::error)?;
-    let identity = config.identity(&model, tokens.fingerprint(), &tokenizer.name());
+    let data = open_data(&config, &tokenizer, &directory)?;
+    let identity = config.identity(&model, data.fingerprint(), &tokenizer.name());
     if let Some(checkpoint) = begin.checkpoint() {
         let differences = differences(&checkpoint.state.identity, &identity);
         if !differences.is_empty() {
@@ -108,7 +99,7 @@ pub(super) fn prepare(arguments: &TrainArgs) -> Result<Prepared, Failure> {
         config_text,
         model,
         tokenizer,
-        tokens: Arc::new(tokens),
+        data,
         directory,
         begin,
         identity,
@@ -116,6 +107,32 @@ pub(super) fn prepare(arguments: &TrainArgs) -> Result<Prepared, Failure> {
         plain: arguments.plain || !stdout().is_terminal(),
         log_every: arguments.log_every,
     })
+}
+
+/// Opens what the run reads; text is tokenised into a cache beside the runs.
+fn open_data(
+    config: &TrainConfig,
+    tokenizer: &Tokenizer,
+    directory: &RunDirectory,
+) -> Result<Dataset, Failure> {
+    let cache = directory
+        .path()
+        .parent()
+        .unwrap_or(Path::new("."))
+        .join("tokens");
+    let data = &config.data;
+    let corpus = match &data.path {
+        Some(path) if !is_tokens(path) => Corpus::at(path).map_err(Failure::error)?,
+        None if data.sources.is_empty() => sources::locked_dependencies()?,
+        Some(_) | None => {
+            let (held_out, reading) = (data.held_out(), config.reading());
+            let reading = reading.map_err(Failure::usage)?;
+            return Dataset::open(&data.paths(), held_out.as_ref(), reading, tokenizer, &cache)
+                .map_err(Failure::error);
+        }
+    };
+    let tokens = TokenFile::prepare(&corpus, tokenizer, &cache).map_err(Failure::error)?;
+    Dataset::of_file(tokens, config.batch.length, config.seed).map_err(Failure::error)
 }
 
 /// The configuration, the directory, and where the run begins.

@@ -18,7 +18,7 @@ use burn_nvfp4::{Nvfp4, Nvfp4Engine};
 use serde_json::json;
 
 use burn_nvfp4_models::checkpoint::run::{Position, RunDirectory, RunLock};
-use burn_nvfp4_models::data::{Floors, Split, TrainBatches, ValidationBatches};
+use burn_nvfp4_models::data::{Floors, Split, TokenFile, TrainBatches, ValidationBatches};
 use burn_nvfp4_models::durable;
 use burn_nvfp4_models::generate::{Generation, Sampling};
 use burn_nvfp4_models::hybrid::HybridLm;
@@ -34,6 +34,15 @@ use super::args::TrainArgs;
 use super::backend::OnBackend;
 use super::prepare::{Begin, Prepared, prepare, warn};
 use super::{Failure, Success, backend, plot, report, signal};
+
+/// What the validation of a run is compared with.
+#[derive(Clone, Copy, Debug)]
+struct Reference {
+    /// What byte counts of the training text give on the validation windows.
+    floors: Floors,
+    /// Bytes of text per validation token.
+    bytes_per_token: f64,
+}
 
 /// Runs `nvfp4 train`.
 ///
@@ -75,7 +84,7 @@ impl Prepared {
             Some(checkpoint) => checkpoint.state.position.clone(),
         };
         let batches = self.batches::<B>(position.data_step, device)?;
-        let floors = self.floors(&batches.valid);
+        let reference = self.reference(&batches.valid)?;
         let trainee = self.trainee::<B>(device)?;
         let (log, _lock) = self.open_directory(&position)?;
         say(&self.heading(position.step));
@@ -86,7 +95,8 @@ impl Prepared {
         let alarms = Alarms::default();
         let directory = self.directory.clone();
         let alarm = alarms.sound(self.plain);
-        let strategy = StepStrategy::new(self.plan(position), directory, log, numerics, alarm);
+        let plan = self.plan(position, &reference);
+        let strategy = StepStrategy::new(plan, directory, log, numerics, alarm);
         let interrupter = Interrupter::new();
         signal::install(&interrupter)?;
         let display = if self.plain {
@@ -103,7 +113,7 @@ impl Prepared {
         alarms.say_kept();
         let (outcome, model) = fitted.map_err(Failure::error)?;
         if let Ending::Finished(figures) = outcome.ending {
-            self.finish(&model, &outcome, figures, floors, device)?;
+            self.finish(&model, &outcome, figures, reference, device)?;
         }
         let step = outcome.step;
         if let Some(reason) = outcome.unsaved {
@@ -180,37 +190,42 @@ impl Prepared {
         first_step: u64,
         device: &B::Device,
     ) -> Result<Batches<B>, Failure> {
-        let (tokens, shape) = (&self.tokens, self.config.batch);
-        let windows = self.config.validation.windows;
-        let (train, valid) = (
-            TrainBatches::new(
-                tokens.clone(),
-                shape,
-                self.config.seed,
-                first_step,
-                device.clone(),
-            ),
-            ValidationBatches::new(tokens.clone(), shape, windows, device.clone()),
-        );
+        let (data, shape) = (&self.data, self.config.batch);
+        let windows = data.validation(self.config.validation.windows);
+        let valid = ValidationBatches::of(windows, shape, device.clone());
         Ok(Batches {
-            train: train.map_err(Failure::error)?,
+            train: TrainBatches::of(data.mixture().clone(), shape, first_step, device.clone()),
             valid: valid.map_err(Failure::error)?,
         })
     }
 
-    /// What byte counts of the training text give on the validation windows.
-    fn floors<B: HybridEngine>(&self, valid: &ValidationBatches<B>) -> Floors {
-        let windows: Vec<_> = valid
-            .targets()
+    /// What byte counts of the training text give on the validation windows, and how long these
+    /// are.
+    fn reference<B: HybridEngine>(
+        &self,
+        valid: &ValidationBatches<B>,
+    ) -> Result<Reference, Failure> {
+        let targets = valid.targets().map_err(Failure::error)?;
+        let texts: Vec<_> = targets
             .iter()
             .map(|ids| self.tokenizer.decode(ids))
             .collect();
-        self.tokens
-            .counts()
-            .floors(windows.iter().map(Vec::as_slice))
+        let counts = self.data.counts(&self.tokenizer).map_err(Failure::error)?;
+        let length = |lists: usize| lists.max(1) as f64;
+        let bytes_per_token = match self.data.file() {
+            Some(file) => file.bytes_per_token(Split::Validation),
+            None => {
+                let bytes = texts.iter().map(Vec::len).sum::<usize>() as f64;
+                bytes / length(targets.iter().map(Vec::len).sum())
+            }
+        };
+        Ok(Reference {
+            floors: counts.floors(texts.iter().map(Vec::as_slice)),
+            bytes_per_token,
+        })
     }
 
-    fn plan(&self, position: Position) -> StepPlan {
+    fn plan(&self, position: Position, reference: &Reference) -> StepPlan {
         let config = &self.config;
         StepPlan {
             position,
@@ -226,8 +241,8 @@ impl Prepared {
             layers: Vec::new(),
             parameters: self.model.num_params(),
             peak_flops: config.peak_tflops.map(|peak| peak * 1e12),
-            train_bytes_per_token: self.tokens.bytes_per_token(Split::Training),
-            valid_bytes_per_token: self.tokens.bytes_per_token(Split::Validation),
+            train_bytes_per_token: self.data.bytes_per_token(),
+            valid_bytes_per_token: reference.bytes_per_token,
             identity: self.identity.clone(),
             config: self.config_text.clone(),
         }
@@ -239,20 +254,33 @@ impl Prepared {
             model: json!(self.model),
             parameters: self.model.num_params(),
             data: json!({
-                "corpus": self.tokens.corpus(),
+                "corpus": self.data.name(),
                 "tokenizer": self.tokenizer.name(),
-                "fingerprint": format!("{:016x}", self.tokens.fingerprint()),
-                "files": self.tokens.files(),
-                "train_tokens": self.tokens.tokens(Split::Training),
-                "validation_tokens": self.tokens.tokens(Split::Validation),
-                "bytes_per_token": self.tokens.bytes_per_token(Split::Training),
+                "fingerprint": format!("{:016x}", self.data.fingerprint()),
+                "files": self.data.file().map(TokenFile::files),
+                "train_tokens": self.data.tokens(Split::Training),
+                "validation_tokens": self.data.tokens(Split::Validation),
+                "bytes_per_token": self.data.bytes_per_token(),
+                "epochs": self.data.mixture().epochs(0..self.config.sequences()),
             }),
         }
     }
 
     /// What runs, in three lines; what multiplies is the backend's to say.
     fn heading(&self, done: u64) -> String {
-        let (config, tokens) = (&self.config, &self.tokens);
+        let (config, data) = (&self.config, &self.data);
+        let files = match data.file() {
+            Some(file) => format!("{} files, ", file.files()),
+            None => String::new(),
+        };
+        let note = match data.file() {
+            Some(file) => file.skipped().to_string(),
+            None => {
+                let epochs = data.mixture().epochs(0..config.sequences());
+                let epochs: Vec<_> = epochs.iter().map(|epochs| format!("{epochs:.2}")).collect();
+                format!("epochs of each source: {}", epochs.join(", "))
+            }
+        };
         let precision = &config.precision;
         let start = if done > 0 {
             format!("from step {done} ")
@@ -260,14 +288,12 @@ impl Prepared {
             String::new()
         };
         format!(
-            "data   {}: {} files, {} training and {} validation tokens ({})\n\
+            "data   {}: {files}{} training and {} validation tokens ({note})\n\
              model  {} parameters, {} blocks, recipe {} under policy {} on {:?}\n\
              run    {start}to step {} of {} tokens, into {}",
-            tokens.corpus().display(),
-            tokens.files(),
-            tokens.tokens(Split::Training),
-            tokens.tokens(Split::Validation),
-            tokens.skipped(),
+            data.name().display(),
+            data.tokens(Split::Training),
+            data.tokens(Split::Validation),
             self.model.num_params(),
             self.model.n_blocks(),
             precision.recipe_name(),
@@ -285,14 +311,17 @@ impl Prepared {
         model: &HybridLm<B>,
         outcome: &Outcome,
         figures: FinalFigures,
-        floors: Floors,
+        reference: Reference,
         device: &B::Device,
     ) -> Result<(), Failure> {
         let path = self.directory.log();
         let log_failure =
             |error: std::io::Error| Failure::Error(format!("{}: {error}", path.display()));
         let lines = log::current(log::read(&path).map_err(log_failure)?);
-        let bytes = self.tokens.bytes_per_token(Split::Validation);
+        let Reference {
+            floors,
+            bytes_per_token: bytes,
+        } = reference;
         let line = FinalLine {
             step: outcome.step,
             train_loss: log::train_loss(&lines),

@@ -1,12 +1,8 @@
 //! Batches by position: which windows a micro-batch holds is a function of the seed and its place.
 //!
-//! 1. The training part is cut into windows of `length` inputs plus one target, stride `length`.
-//! 2. Sample `(step * accumulate + micro) * sequences + row` lies in epoch `sample / windows`.
-//! 3. Each epoch visits every window once, in the order of a keyed permutation: a four-round
-//!    Feistel network on the next power of four, walked until it lands inside (Black and Rogaway
-//!    2002).
-//!
-//! There is no generator and no state but the position, so resuming needs none either.
+//! Row `row` of micro-batch `micro` of step `step` is sequence `(step * accumulate + micro) *
+//! sequences + row` of the run, and [`Mixture`] says which tokens a sequence holds. There is no
+//! generator and no state but the position, so resuming needs none either.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -15,7 +11,7 @@ use burn::data::dataloader::{DataLoader, DataLoaderIterator, Progress};
 use burn::tensor::{Int, Tensor, TensorData, backend::Backend};
 use serde::{Deserialize, Serialize};
 
-use super::{DataError, Split, TokenFile};
+use super::{DataError, Mixture, Split, TokenFile, TokenStream};
 
 /// Shape of a training step's data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,86 +44,23 @@ pub struct TokenBatch<B: Backend> {
     pub targets: Tensor<B, 2, Int>,
 }
 
-/// The order in which windows are visited.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct WindowOrder {
-    seed: u64,
-    windows: u64,
-}
-
-impl WindowOrder {
-    /// The order of `windows` windows, at least one, under `seed`.
-    pub fn new(seed: u64, windows: u64) -> Self {
-        Self {
-            seed,
-            windows: windows.max(1),
-        }
-    }
-
-    /// The window of a sample; samples count on through the epochs.
-    pub fn window(&self, sample: u64) -> u64 {
-        let (epoch, mut index) = (sample / self.windows, sample % self.windows);
-        let half_bits = (64 - (self.windows - 1).leading_zeros()).div_ceil(2).max(1);
-        let key = mix(self.seed ^ mix(epoch));
-        loop {
-            index = feistel(index, half_bits, key);
-            if index < self.windows {
-                return index;
-            }
-        }
-    }
-}
-
-/// A permutation of `0..4^half_bits`.
-fn feistel(index: u64, half_bits: u32, key: u64) -> u64 {
-    let mask = (1 << half_bits) - 1;
-    let (mut left, mut right) = (index >> half_bits, index & mask);
-    for round in 0..4 {
-        (left, right) = (right, left ^ (mix(key ^ (right << 8) ^ round) & mask));
-    }
-    (left << half_bits) | right
-}
-
-/// The finaliser of SplitMix64.
-fn mix(value: u64) -> u64 {
-    let value = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    value ^ (value >> 31)
-}
-
-/// How many windows a part has.
+/// Reads windows: `fill` copies the ids of the window with an index and of its last target.
 ///
-/// # Errors
-/// [`DataError::TooShort`] if it has none.
-fn windows(tokens: &TokenFile, split: Split, length: NonZeroUsize) -> Result<u64, DataError> {
-    let length = length.get() as u64;
-    let available = tokens.tokens(split);
-    match available.saturating_sub(1) / length {
-        0 => Err(DataError::TooShort {
-            path: tokens.corpus().to_owned(),
-            split,
-            tokens: available,
-            needed: length.saturating_add(1),
-        }),
-        windows => Ok(windows),
-    }
-}
-
-/// Reads windows that start at the given tokens.
+/// # Panics
+/// With the message of an error of `fill`: burn's data loaders cannot return one.
 fn batch<B: Backend>(
-    tokens: &TokenFile,
-    split: Split,
-    starts: impl ExactSizeIterator<Item = u64>,
+    rows: usize,
     length: usize,
     device: &B::Device,
+    fill: impl Fn(usize, &mut [i32]) -> Result<(), DataError>,
 ) -> TokenBatch<B> {
-    let rows = starts.len();
     let mut inputs = Vec::with_capacity(rows * length);
     let mut targets = Vec::with_capacity(rows * length);
     let mut window = vec![0; length + 1];
-    for start in starts {
-        tokens.read(split, start, &mut window);
+    for row in 0..rows {
+        if let Err(error) = fill(row, &mut window) {
+            panic!("{error}");
+        }
         inputs.extend_from_slice(&window[..length]);
         targets.extend_from_slice(&window[1..]);
     }
@@ -141,15 +74,14 @@ fn batch<B: Backend>(
 /// The training part as burn-train's data loader: micro-batches from a step on, without end.
 #[derive(Clone, Debug)]
 pub struct TrainBatches<B: Backend> {
-    tokens: Arc<TokenFile>,
-    order: WindowOrder,
+    mixture: Arc<Mixture>,
     shape: BatchShape,
     first_step: u64,
     device: B::Device,
 }
 
 impl<B: Backend> TrainBatches<B> {
-    /// Micro-batches from step `first_step` (counted from 0) on.
+    /// Micro-batches of one token file from step `first_step` (counted from 0) on.
     ///
     /// # Errors
     /// [`DataError::TooShort`] if the training part is shorter than one window.
@@ -160,38 +92,43 @@ impl<B: Backend> TrainBatches<B> {
         first_step: u64,
         device: B::Device,
     ) -> Result<Self, DataError> {
-        let windows = windows(&tokens, Split::Training, shape.length)?;
-        Ok(Self {
-            tokens,
-            order: WindowOrder::new(seed, windows),
+        let mixture = Arc::new(Mixture::of_file(tokens, shape.length, seed)?);
+        Ok(Self::of(mixture, shape, first_step, device))
+    }
+
+    /// Micro-batches of several sources, whose windows are as long as `shape` says, from step
+    /// `first_step` on.
+    pub fn of(
+        mixture: Arc<Mixture>,
+        shape: BatchShape,
+        first_step: u64,
+        device: B::Device,
+    ) -> Self {
+        Self {
+            mixture,
             shape,
             first_step,
             device,
-        })
+        }
     }
 
-    /// Windows in an epoch.
+    /// Windows in an epoch, of all sources together.
     pub fn windows(&self) -> u64 {
-        self.order.windows
+        self.mixture.windows()
     }
 
     /// The micro-batch at a position.
     pub fn at(&self, step: u64, micro: u64) -> TokenBatch<B> {
-        let length = self.shape.length.get();
-        let sequences = self.shape.sequences.get() as u64;
+        let sequences = self.shape.sequences.get();
         let micro = step
             .wrapping_mul(self.shape.accumulate.get() as u64)
             .wrapping_add(micro);
-        let first = micro.wrapping_mul(sequences);
-        let starts: Vec<_> = (0..sequences)
-            .map(|row| self.order.window(first.wrapping_add(row)) * length as u64)
-            .collect();
+        let first = micro.wrapping_mul(sequences as u64);
         batch(
-            &self.tokens,
-            Split::Training,
-            starts.into_iter(),
-            length,
+            sequences,
+            self.shape.length.get(),
             &self.device,
+            |row, ids| self.mixture.read(first.wrapping_add(row as u64), ids),
         )
     }
 }
@@ -206,7 +143,7 @@ impl<B: Backend> DataLoader<B, TokenBatch<B>> for TrainBatches<B> {
     }
 
     fn num_items(&self) -> usize {
-        usize::try_from(self.order.windows).unwrap_or(usize::MAX)
+        usize::try_from(self.windows()).unwrap_or(usize::MAX)
     }
 
     fn to_device(&self, device: &B::Device) -> Arc<dyn DataLoader<B, TokenBatch<B>>> {
@@ -250,25 +187,25 @@ impl<B: Backend> DataLoaderIterator<TokenBatch<B>> for TrainIterator<'_, B> {
         let shape = &self.batches.shape;
         let micro = self.step * shape.accumulate.get() as u64 + self.micro;
         let samples = micro.saturating_mul(shape.sequences.get() as u64);
-        let windows = self.batches.order.windows;
+        let windows = self.batches.windows();
         let seen = usize::try_from(samples % windows).unwrap_or(usize::MAX);
         Progress::new(seen, self.batches.num_items())
     }
 }
 
-/// A fixed set of validation windows, spread evenly over the validation part.
+/// A fixed set of validation windows, spread evenly over each stream.
 #[derive(Clone, Debug)]
 pub struct ValidationBatches<B: Backend> {
-    tokens: Arc<TokenFile>,
-    /// First token of each window.
-    starts: Arc<[u64]>,
+    streams: Arc<[TokenStream]>,
+    /// Stream and first token of each window.
+    windows: Arc<[(usize, u64)]>,
     sequences: usize,
     length: usize,
     device: B::Device,
 }
 
 impl<B: Backend> ValidationBatches<B> {
-    /// `count` windows, or as many as there are, in batches of `shape.sequences`.
+    /// `count` windows of a token file, or as many as there are, in batches of `shape.sequences`.
     ///
     /// # Errors
     /// [`DataError::TooShort`] if the validation part is shorter than one window.
@@ -278,40 +215,58 @@ impl<B: Backend> ValidationBatches<B> {
         count: NonZeroUsize,
         device: B::Device,
     ) -> Result<Self, DataError> {
-        let length = shape.length.get();
-        let available = windows(&tokens, Split::Validation, shape.length)?;
-        let count = available.min(count.get() as u64);
-        // The product is taken in 128 bits: neither factor is bounded by the data.
-        let spread = |index: u64| {
-            let window = u128::from(index) * u128::from(available) / u128::from(count);
-            u64::try_from(window).unwrap_or(0) * length as u64
-        };
-        let starts = (0..count).map(spread).collect();
+        let (file, split) = (tokens, Split::Validation);
+        let stream = TokenStream::File { file, split };
+        Self::of(vec![(stream, count.get() as u64)], shape, device)
+    }
+
+    /// So many windows of each stream, or as many as it has.
+    ///
+    /// # Errors
+    /// [`DataError::TooShort`] if a stream is shorter than one window.
+    pub fn of(
+        streams: Vec<(TokenStream, u64)>,
+        shape: BatchShape,
+        device: B::Device,
+    ) -> Result<Self, DataError> {
+        let length = shape.length.get() as u64;
+        let mut windows = Vec::new();
+        for (index, (stream, count)) in streams.iter().enumerate() {
+            let available = stream.windows(length)?;
+            let count = available.min(*count);
+            // The product is taken in 128 bits: neither factor is bounded by the data.
+            let spread = |number: u64| {
+                let window = u128::from(number) * u128::from(available) / u128::from(count);
+                (index, u64::try_from(window).unwrap_or(0) * length)
+            };
+            windows.extend((0..count).map(spread));
+        }
         Ok(Self {
-            tokens,
-            starts,
+            streams: streams.into_iter().map(|(stream, _)| stream).collect(),
+            windows: windows.into(),
             sequences: shape.sequences.get(),
-            length,
+            length: shape.length.get(),
             device,
         })
     }
 
     /// Number of windows.
     pub fn windows(&self) -> usize {
-        self.starts.len()
+        self.windows.len()
     }
 
     /// The ids to be predicted, window by window.
-    pub fn targets(&self) -> Vec<Vec<u32>> {
+    ///
+    /// # Errors
+    /// [`DataError::Shard`] if a shard holds an id outside its vocabulary.
+    pub fn targets(&self) -> Result<Vec<Vec<u32>>, DataError> {
         let mut window = vec![0; self.length];
-        let read = |&start: &u64| {
-            self.tokens.read(Split::Validation, start + 1, &mut window);
-            window
-                .iter()
-                .map(|&id| u32::try_from(id).unwrap_or(0))
-                .collect()
+        let mut read = |&(stream, start): &(usize, u64)| {
+            self.streams[stream].read(start + 1, &mut window)?;
+            let ids = window.iter();
+            Ok(ids.map(|&id| u32::try_from(id).unwrap_or(0)).collect())
         };
-        self.starts.iter().map(read).collect()
+        self.windows.iter().map(&mut read).collect()
     }
 }
 
@@ -324,7 +279,7 @@ impl<B: Backend> DataLoader<B, TokenBatch<B>> for ValidationBatches<B> {
     }
 
     fn num_items(&self) -> usize {
-        self.starts.len()
+        self.windows.len()
     }
 
     fn to_device(&self, device: &B::Device) -> Arc<dyn DataLoader<B, TokenBatch<B>>> {
@@ -335,10 +290,10 @@ impl<B: Backend> DataLoader<B, TokenBatch<B>> for ValidationBatches<B> {
     }
 
     fn slice(&self, start: usize, end: usize) -> Arc<dyn DataLoader<B, TokenBatch<B>>> {
-        let end = end.min(self.starts.len());
-        let starts = self.starts[start.min(end)..end].into();
+        let end = end.min(self.windows.len());
+        let windows = self.windows[start.min(end)..end].into();
         Arc::new(Self {
-            starts,
+            windows,
             ..self.clone()
         })
     }
@@ -355,64 +310,21 @@ impl<B: Backend> Iterator for ValidationIterator<'_, B> {
 
     fn next(&mut self) -> Option<TokenBatch<B>> {
         let set = self.batches;
-        let end = set.starts.len().min(self.next + set.sequences);
-        let starts = &set.starts[self.next..end];
-        if starts.is_empty() {
+        let end = set.windows.len().min(self.next + set.sequences);
+        let windows = &set.windows[self.next..end];
+        if windows.is_empty() {
             return None;
         }
         self.next = end;
-        let starts = starts.iter().copied();
-        Some(batch(
-            &set.tokens,
-            Split::Validation,
-            starts,
-            set.length,
-            &set.device,
-        ))
+        Some(batch(windows.len(), set.length, &set.device, |row, ids| {
+            let (stream, start) = windows[row];
+            set.streams[stream].read(start, ids)
+        }))
     }
 }
 
 impl<B: Backend> DataLoaderIterator<TokenBatch<B>> for ValidationIterator<'_, B> {
     fn progress(&self) -> Progress {
-        Progress::new(self.next, self.batches.starts.len())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::WindowOrder;
-
-    #[test]
-    fn every_epoch_visits_every_window_once_in_another_order() {
-        for windows in [1, 2, 3, 4, 5, 17, 64, 65, 1000] {
-            let order = WindowOrder::new(7, windows);
-            let epochs: Vec<Vec<u64>> = (0..3)
-                .map(|epoch| {
-                    (0..windows)
-                        .map(|i| order.window(epoch * windows + i))
-                        .collect()
-                })
-                .collect();
-            for epoch in &epochs {
-                let mut sorted = epoch.clone();
-                sorted.sort_unstable();
-                assert!(
-                    sorted.into_iter().eq(0..windows),
-                    "{windows} windows: {epoch:?}"
-                );
-            }
-            assert!(windows < 17 || epochs[0] != epochs[1], "{windows} windows");
-        }
-    }
-
-    #[test]
-    fn seeds_give_different_orders_and_equal_seeds_equal_ones() {
-        let first = |seed| {
-            (0..50)
-                .map(|i| WindowOrder::new(seed, 50).window(i))
-                .collect::<Vec<_>>()
-        };
-        assert_eq!(first(1), first(1));
-        assert_ne!(first(1), first(2));
+        Progress::new(self.next, self.batches.windows.len())
     }
 }

@@ -48,6 +48,13 @@ pub struct HuggingFace {
     path: PathBuf,
 }
 
+impl HuggingFace {
+    /// The tokenizer of the `tokenizers` crate.
+    pub(super) fn inner(&self) -> &tokenizers::Tokenizer {
+        &self.inner
+    }
+}
+
 impl Tokenizer {
     /// Reads a `tokenizer.json`.
     ///
@@ -60,8 +67,13 @@ impl Tokenizer {
             path: path.to_owned(),
             reason: one_line(&reason),
         };
-        let inner = tokenizers::Tokenizer::from_bytes(&bytes)
+        let mut inner = tokenizers::Tokenizer::from_bytes(&bytes)
             .map_err(|error| unusable(error.to_string()))?;
+        // What a file says on one example's length is not for text to train on.
+        inner
+            .with_truncation(None)
+            .map_err(|error| unusable(error.to_string()))?
+            .with_padding(None);
         if inner.get_vocab_size(true) == 0 {
             return Err(unusable("its vocabulary is empty".to_owned()));
         }
@@ -150,13 +162,12 @@ impl Tokenizer {
             Self::Bytes => ids.extend(text.bytes().map(u32::from)),
             Self::File(file) => {
                 for piece in pieces(text) {
-                    let encoding =
-                        file.inner
-                            .encode(piece, false)
-                            .map_err(|error| DataError::Encode {
-                                path: path.to_owned(),
-                                reason: one_line(&error.to_string()),
-                            })?;
+                    let encoding = file.inner.encode_fast(piece, false).map_err(|error| {
+                        DataError::Encode {
+                            path: path.to_owned(),
+                            reason: one_line(&error.to_string()),
+                        }
+                    })?;
                     ids.extend_from_slice(encoding.get_ids());
                 }
             }
@@ -232,16 +243,17 @@ fn pieces(text: &str) -> impl Iterator<Item = &str> {
         if rest.is_empty() {
             return None;
         }
-        let newline = rest
-            .as_bytes()
-            .iter()
-            .skip(PIECE)
-            .position(|&byte| byte == b'\n');
-        let end = newline.map_or(rest.len(), |at| PIECE + at + 1);
-        let (piece, tail) = rest.split_at(end);
+        let (piece, tail) = rest.split_at(piece_end(rest.as_bytes()));
         rest = tail;
         Some(piece)
     })
+}
+
+/// Where the first piece of a text ends.
+pub(super) fn piece_end(text: &[u8]) -> usize {
+    let behind = text.get(PIECE..).unwrap_or_default();
+    let newline = behind.iter().position(|&byte| byte == b'\n');
+    newline.map_or(text.len(), |at| PIECE + at + 1)
 }
 
 /// Other people's messages may span lines; ours do not.

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use crate::config::HybridConfig;
 use crate::data::BatchShape;
 
+pub use super::data::DataConfig;
 use super::guard::GuardConfig;
 use super::optim::OptimizerConfig;
 use super::plan::Snapshot;
@@ -27,6 +28,9 @@ const MAX_COUNT: u64 = 1 << 40;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TrainConfigError {
+    /// Sources, weights or phases that do not belong together.
+    #[error("data: {0}")]
+    Data(String),
     /// Not TOML, an unknown field, a missing one, or a value of the wrong kind.
     #[error("{}: {reason}", path.display())]
     Syntax {
@@ -91,18 +95,6 @@ pub enum ModelSource {
     Preset(String),
     /// A Hugging Face `config.json`.
     Config(PathBuf),
-}
-
-/// Which text, and how it becomes ids.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct DataConfig {
-    /// A text file or a folder; absent: the Rust sources of the locked dependencies.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub path: Option<PathBuf>,
-    /// A Hugging Face `tokenizer.json`; absent: bytes.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub tokenizer: Option<PathBuf>,
 }
 
 /// Warm-up, stable, decay, as shares of the run.
@@ -389,6 +381,7 @@ impl TrainConfig {
                 "0 or more",
             ),
         ];
+        self.data.validate()?;
         let peak = |peak: f64| peak.is_finite() && peak > 0.0;
         let problem = match checks.into_iter().find(|(_, holds, ..)| !holds) {
             Some((field, _, value, expected)) => Some((field, value, expected.to_owned())),
@@ -428,10 +421,25 @@ impl TrainConfig {
         }
     }
 
+    /// Sequences of the whole run.
+    pub fn sequences(&self) -> u64 {
+        self.sequences_until(1.0)
+    }
+
+    /// Sequences of the steps before a share of the run.
+    pub(super) fn sequences_until(&self, share: f64) -> u64 {
+        let per_step = self
+            .batch
+            .sequences
+            .get()
+            .saturating_mul(self.batch.accumulate.get());
+        share_of(share, self.steps).saturating_mul(per_step as u64)
+    }
+
     /// What a resumed run must share with the one that it continues; where files lie, how often it
     /// validates and saves, what the guard does and what the run writes at the end may change.
     pub fn identity(&self, model: &HybridConfig, data: u64, tokenizer: &str) -> Value {
-        json!({
+        let mut identity = json!({
             "seed": self.seed,
             "steps": self.steps,
             "model": model,
@@ -441,7 +449,11 @@ impl TrainConfig {
             "optimizer": self.optimizer,
             "schedule": self.schedule,
             "precision": self.precision,
-        })
+        });
+        if let Some(blend) = self.data.blend() {
+            identity["blend"] = blend;
+        }
+        identity
     }
 }
 

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use crate::checkpoint::CheckpointError;
 use crate::checkpoint::files::CONFIG_FILE;
 
+mod config_text;
 mod directory;
 mod selection;
 mod stream;

@@ -10,7 +10,10 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use super::guard::guarded;
 use super::{DataError, fingerprint::Fingerprint};
+
+mod limits;
 
 /// Names of an end-of-document token, the most specific first.
 const SEPARATORS: [&str; 6] = [
@@ -42,6 +45,8 @@ pub enum Tokenizer {
 #[derive(Debug)]
 pub struct HuggingFace {
     inner: tokenizers::Tokenizer,
+    /// One more than the largest id.
+    ids: usize,
     fingerprint: u64,
     separator: Option<u32>,
     begin: Option<u32>,
@@ -60,17 +65,26 @@ impl Tokenizer {
             path: path.to_owned(),
             reason: one_line(&reason),
         };
-        let inner = tokenizers::Tokenizer::from_bytes(&bytes)
-            .map_err(|error| unusable(error.to_string()))?;
-        if inner.get_vocab_size(true) == 0 {
+        limits::check(&bytes).map_err(unusable)?;
+        let (inner, largest) = guarded(|| {
+            let mut inner = tokenizers::Tokenizer::from_bytes(&bytes)?;
+            // A file may ask for texts that are cut, or filled up to any length.
+            inner.with_truncation(None)?.with_padding(None);
+            let largest = inner.get_vocab(true).into_values().max();
+            Ok::<_, tokenizers::Error>((inner, largest))
+        })
+        .map_err(unusable)?
+        .map_err(|error| unusable(error.to_string()))?;
+        let Some(largest) = largest else {
             return Err(unusable("its vocabulary is empty".to_owned()));
-        }
+        };
         let separator = SEPARATORS.iter().find_map(|name| inner.token_to_id(name));
         let named = named_tokens(&path.with_file_name(CONFIG_FILE))?;
         let begin = named.into_iter().find_map(|name| inner.token_to_id(&name));
         let fingerprint = Fingerprint::of(&bytes);
         Ok(Self::File(Box::new(HuggingFace {
             inner,
+            ids: largest as usize + 1,
             fingerprint,
             separator,
             begin: begin.or(separator),
@@ -82,10 +96,7 @@ impl Tokenizer {
     pub fn vocab_size(&self) -> usize {
         match self {
             Self::Bytes => 256,
-            Self::File(file) => {
-                let largest = file.inner.get_vocab(true).into_values().max().unwrap_or(0);
-                largest as usize + 1
-            }
+            Self::File(file) => file.ids,
         }
     }
 
@@ -150,14 +161,7 @@ impl Tokenizer {
             Self::Bytes => ids.extend(text.bytes().map(u32::from)),
             Self::File(file) => {
                 for piece in pieces(text) {
-                    let encoding =
-                        file.inner
-                            .encode(piece, false)
-                            .map_err(|error| DataError::Encode {
-                                path: path.to_owned(),
-                                reason: one_line(&error.to_string()),
-                            })?;
-                    ids.extend_from_slice(encoding.get_ids());
+                    ids.append(&mut file.encode(piece, Template::Without, path)?);
                 }
             }
         }
@@ -172,13 +176,7 @@ impl Tokenizer {
     pub fn encode_prompt(&self, text: &str) -> Result<Vec<u32>, DataError> {
         match self {
             Self::Bytes => Ok(text.bytes().map(u32::from).collect()),
-            Self::File(file) => match file.inner.encode(text, true) {
-                Ok(encoding) => Ok(encoding.get_ids().to_vec()),
-                Err(error) => Err(DataError::Encode {
-                    path: PathBuf::from("the prompt"),
-                    reason: one_line(&error.to_string()),
-                }),
-            },
+            Self::File(file) => file.encode(text, Template::Around, Path::new("the prompt")),
         }
     }
 
@@ -186,11 +184,39 @@ impl Tokenizer {
     pub fn decode(&self, ids: &[u32]) -> Vec<u8> {
         match self {
             Self::Bytes => ids.iter().filter_map(|&id| u8::try_from(id).ok()).collect(),
-            Self::File(file) => file
-                .inner
-                .decode(ids, true)
-                .unwrap_or_default()
-                .into_bytes(),
+            Self::File(file) => {
+                let text = guarded(|| file.inner.decode(ids, true).unwrap_or_default());
+                text.unwrap_or_default().into_bytes()
+            }
+        }
+    }
+}
+
+/// Whether the special tokens of the tokenizer's template are put around a text.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Template {
+    Around,
+    Without,
+}
+
+impl HuggingFace {
+    /// The ids of a text, all of them below [`Self::ids`]; `path` is for the message.
+    fn encode(&self, text: &str, template: Template, path: &Path) -> Result<Vec<u32>, DataError> {
+        let refused = |reason: String| DataError::Encode {
+            path: path.to_owned(),
+            reason: one_line(&reason),
+        };
+        let encoding = guarded(|| self.inner.encode(text, template == Template::Around))
+            .map_err(refused)?
+            .map_err(|error| refused(error.to_string()))?;
+        let ids = encoding.get_ids();
+        // A template may hold ids that are in no vocabulary.
+        match ids.iter().find(|&&id| id as usize >= self.ids) {
+            Some(id) => Err(refused(format!(
+                "it gives the id {id}, its vocabulary ends at {}",
+                self.ids - 1
+            ))),
+            None => Ok(ids.to_vec()),
         }
     }
 }

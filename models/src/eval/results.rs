@@ -180,7 +180,8 @@ impl Results {
             }
         }
         let run = run.ok_or_else(|| refused(1, "the line of the run is missing".to_owned()))?;
-        let expected = run.tasks.iter().map(|task| task.items).sum();
+        let counts = run.tasks.iter().map(|task| task.items);
+        let expected = counts.fold(0, usize::saturating_add);
         if items.len() != expected {
             return Err(EvalError::Unfinished {
                 path: path.to_owned(),

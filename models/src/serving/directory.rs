@@ -4,12 +4,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use burn_nvfp4::export::ServingFormat;
-use serde_json::Value;
 
 use super::ServingError;
-use crate::checkpoint::CheckpointError;
 use crate::checkpoint::files::{CONFIG_FILE, FileTensor, INDEX_FILE, TensorFiles};
 use crate::checkpoint::quantized::{LinearParts, QuantizedTensors, Tensors, announced_format};
+use crate::checkpoint::{CheckpointError, Problem};
+use crate::config::lenient::Lenient;
 
 /// Weights in other formats than safetensors: the same numbers again, or none that are read here.
 const OTHER_WEIGHTS: [&str; 6] = ["bin", "pt", "pth", "gguf", "h5", "msgpack"];
@@ -32,8 +32,8 @@ impl Directory {
         let config_path = path.join(CONFIG_FILE);
         let config = fs::read_to_string(&config_path);
         let config = config.map_err(ServingError::io("read", &config_path))?;
-        match json5::from_str::<Value>(&config) {
-            Ok(Value::Object(_)) => {}
+        match Lenient::parse(&config) {
+            Ok(Lenient::Object(_)) => {}
             Ok(_) | Err(_) => return Err(ServingError::Config { path: config_path }),
         }
         let mut problems = Vec::new();
@@ -90,10 +90,14 @@ impl Directory {
         let mut problems = Vec::new();
         let all = self.files.tensors(&mut problems);
         let order: Vec<_> = all.iter().map(|tensor| tensor.key.clone()).collect();
-        let mut tensors: Tensors<'_> = all
-            .into_iter()
-            .map(|tensor| (tensor.key.clone(), tensor))
-            .collect();
+        let mut tensors = Tensors::new();
+        for tensor in all {
+            let (key, second) = (tensor.key.clone(), tensor.file().to_owned());
+            if let Some(first) = tensors.insert(key.clone(), tensor) {
+                let first = first.file().to_owned();
+                problems.push(Problem::Duplicate { key, first, second });
+            }
+        }
         let mut quantized =
             QuantizedTensors::take(Some(format), &self.files, &mut tensors, str::to_owned);
         let mut linears = Vec::new();
@@ -101,9 +105,14 @@ impl Directory {
             let key = format!("{linear}.weight");
             // Without codes of two axes, what is there cannot be complete.
             let shape = shape.unwrap_or([0, 0]);
-            if let Some(parts) = quantized.linear(&key, &shape, true, &mut problems) {
-                linears.push((linear, parts));
+            let Some(parts) = quantized.linear(&key, &shape, true, &mut problems) else {
+                continue;
+            };
+            if let Some(floats) = tensors.get(&key) {
+                let (first, second) = (parts.file().to_owned(), floats.file().to_owned());
+                problems.push(Problem::Duplicate { key, first, second });
             }
+            linears.push((linear, parts));
         }
         if problems.is_empty() {
             let others = order.iter().filter_map(|key| tensors.remove(key)).collect();

@@ -17,6 +17,7 @@ use burn_nvfp4::format::PackedMatrix;
 use serde_json::{Value, json};
 
 use super::ServingError;
+use super::config_text::with_entry;
 use super::directory::{Directory, Force, check_apart, check_output, copy_others};
 use super::selection::{Kept, Selection, fused_groups};
 use super::served_file::{FilePlan, ServedFile};
@@ -242,25 +243,13 @@ pub(crate) fn write_configuration(
     format: ServingFormat,
     kept: &[String],
 ) -> Result<(), ServingError> {
-    let config = with_quantization_config(config, &format.quantization_config(kept));
+    let entry = format.quantization_config(kept);
+    let config = with_entry(config, "quantization_config", &entry);
     write(&dir.join(CONFIG_FILE), config.as_bytes())?;
     if let Some((name, contents)) = format.further_file(kept) {
         write(&dir.join(name), format!("{contents:#}\n").as_bytes())?;
     }
     Ok(())
-}
-
-/// The text of a configuration with one more entry. Everything else stays as it is written:
-/// numbers that JSON does not have among it.
-fn with_quantization_config(config: &str, entry: &Value) -> String {
-    let entry = format!("{entry:#}").replace('\n', "\n  ");
-    let (before, after) = config.split_once('{').unwrap_or(("", "}"));
-    let comma = if after.trim_start().starts_with('}') {
-        ""
-    } else {
-        ","
-    };
-    format!("{before}{{\n  \"quantization_config\": {entry}{comma}{after}")
 }
 
 /// The amax over the members of a group.
@@ -306,22 +295,4 @@ fn nothing(input: &Path, report: &Quantized) -> ServingError {
 /// Writes a small file of an output that is not complete.
 pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<(), ServingError> {
     durable::write_synced(path, bytes).map_err(ServingError::io("write", path))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_entry_is_added_to_a_configuration_as_it_is_written() {
-        let entry = json!({"quant_method": "modelopt"});
-        let text = "{\n  \"limit\": [0.0, Infinity]\n}\n";
-        let with = with_quantization_config(text, &entry);
-        assert!(with.contains("\"limit\": [0.0, Infinity]"), "{with}");
-        let parsed: Value = json5::from_str(&with).unwrap();
-        assert_eq!(parsed["quantization_config"], entry);
-        let empty = with_quantization_config("{ }", &entry);
-        let parsed: Value = serde_json::from_str(&empty).unwrap();
-        assert_eq!(parsed["quantization_config"], entry);
-    }
 }

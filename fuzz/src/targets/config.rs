@@ -20,10 +20,8 @@ pub(super) fn model(desk: &Desk, bundle: &Bundle<'_>) -> bool {
         let again = HybridConfig::from_hf_json(&config.to_hf_json(stored));
         assert_eq!(again.as_ref(), Ok(&config));
     }
-    assert_eq!(
-        config.num_params(),
-        config.params().iter().map(|spec| spec.numel()).sum()
-    );
+    let counted: u64 = config.params().iter().map(|spec| spec.numel()).sum();
+    assert_eq!(config.num_params(), counted);
     format.is_ok()
 }
 

@@ -279,6 +279,8 @@ fn one_line(message: &str) -> String {
 pub(super) mod tests {
     use std::fs;
 
+    use serde_json::json;
+
     use super::*;
 
     /// The tokenizer of this JSON.
@@ -360,6 +362,52 @@ pub(super) mod tests {
         let error = Tokenizer::from_file(&folder.path().join("tokenizer.json")).unwrap_err();
         assert!(error.to_string().contains(CONFIG_FILE), "{error}");
         assert_eq!(Tokenizer::Bytes.begin(), Some(0));
+    }
+
+    /// The same tokenizer with more in its file.
+    fn with(folder: &Path, key: &str, value: serde_json::Value) -> Tokenizer {
+        let mut file: serde_json::Value = serde_json::from_str(&byte_level_bpe()).unwrap();
+        file[key] = value;
+        from_json(folder, &file.to_string())
+    }
+
+    /// A file may ask for texts that are cut to two ids, or filled up to a billion: the first lost
+    /// text in silence, the second ended the process.
+    #[test]
+    fn texts_are_neither_cut_nor_filled_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let cut = json!({
+            "direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0
+        });
+        let fill = json!({
+            "strategy": {"Fixed": 1_000_000_000}, "direction": "Left", "pad_to_multiple_of": null,
+            "pad_id": 0, "pad_type_id": 0, "pad_token": "a"
+        });
+        for (key, value) in [("truncation", cut), ("padding", fill)] {
+            let tokenizer = with(folder.path(), key, value);
+            assert_eq!(tokenizer.encode_prompt("abc").unwrap().len(), 3, "{key}");
+        }
+    }
+
+    /// Ids of a template need not be in the vocabulary, and none beyond it has an embedding.
+    #[test]
+    fn an_id_beyond_the_vocabulary_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let template = json!({
+            "type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "x", "type_id": 0}},
+                {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}},
+                {"Sequence": {"id": "B", "type_id": 0}}],
+            "special_tokens": {"x": {"id": "x", "ids": [4_000_000_000_u32], "tokens": ["x"]}},
+        });
+        let tokenizer = with(folder.path(), "post_processor", template);
+        let error = tokenizer.encode_prompt("a").unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "the prompt: the tokenizer cannot encode it: it gives the id 4000000000, its \
+             vocabulary ends at 257"
+        );
     }
 
     #[test]

@@ -9,11 +9,12 @@
 //!
 //! The output appears under its name when it is complete.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use burn_nvfp4::export::ServingFormat;
 use burn_nvfp4::format::PackedMatrix;
+use safetensors::tensor::Dtype;
 use serde_json::{Value, json};
 
 use super::ServingError;
@@ -108,7 +109,7 @@ pub fn quantize_directory(
     if linears.is_empty() {
         return Err(nothing(input, &report));
     }
-    check_room(&linears, &kept, options.format)?;
+    check_room(&kept, options.format)?;
     let all = linears.iter().chain(&kept);
     let total = all.map(|tensor| tensor.view.data().len() as u64).sum();
     report.total.0 = total;
@@ -162,22 +163,20 @@ pub fn quantize_directory(
     Ok(report)
 }
 
-/// Checks that no tensor has the name of a part that is going to be written.
-fn check_room(
-    linears: &[FileTensor<'_>],
-    kept: &[FileTensor<'_>],
-    format: ServingFormat,
-) -> Result<(), ServingError> {
-    let kept: BTreeSet<_> = kept.iter().map(|tensor| tensor.key.as_str()).collect();
-    for tensor in linears {
-        for suffix in format.suffixes() {
-            let key = format!("{}.{suffix}", module(&tensor.key));
-            if kept.contains(key.as_str()) {
-                return Err(ServingError::Taken { key });
-            }
-        }
+/// Checks that no tensor that stays has the name of a part of the format: it would be read as one.
+fn check_room(kept: &[FileTensor<'_>], format: ServingFormat) -> Result<(), ServingError> {
+    let taken = kept.iter().find(|tensor| {
+        let (_, suffix) = tensor.key.rsplit_once('.').unwrap_or_default();
+        // Model Optimizer calls codes `weight`, like a weight of floats.
+        let is_float = suffix == "weight" && tensor.view.dtype() != Dtype::U8;
+        format.suffixes().contains(&suffix) && !is_float
+    });
+    match taken {
+        Some(tensor) => Err(ServingError::Taken {
+            key: tensor.key.clone(),
+        }),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 /// Output files by the name of the input file, with the headers written, and the index.

@@ -454,7 +454,7 @@ def main():
 
     generations.without_running_code()
     helpers = (read, write, raw_mmlu_pro_example)
-    generations.copy_generation_data(arguments.data, data, 4, helpers)
+    generations.copy_generation_data(arguments.data, data, 12, helpers)
     long = with_window(checkpoint, work / "long", LONG_WINDOW)
     long_lm = HFLM(
         pretrained=model,

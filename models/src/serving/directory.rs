@@ -1,5 +1,6 @@
 //! A Hugging Face directory as a whole: its configuration, its tensors, its other files.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -38,7 +39,8 @@ impl Directory {
         }
         let mut problems = Vec::new();
         let files = TensorFiles::open(path, &mut problems)?;
-        files.tensors(&mut problems);
+        let tensors = files.tensors(&mut problems);
+        check_distinct(&tensors, &mut problems);
         if problems.is_empty() {
             Ok(Self {
                 path: path.into(),
@@ -73,6 +75,18 @@ impl Directory {
     }
 }
 
+/// Finds tensors of one name in several files: the output could hold one of them only.
+fn check_distinct(tensors: &[FileTensor<'_>], problems: &mut Vec<Problem>) {
+    let mut files = BTreeMap::new();
+    for tensor in tensors {
+        if let Some(first) = files.insert(&tensor.key, tensor.file()) {
+            let (key, first) = (tensor.key.clone(), first.to_owned());
+            let second = tensor.file().to_owned();
+            problems.push(Problem::Duplicate { key, first, second });
+        }
+    }
+}
+
 /// The tensors of a quantized directory.
 pub(super) struct QuantizedDirectory<'a> {
     /// Linears in 4 bits, by name.
@@ -90,14 +104,10 @@ impl Directory {
         let mut problems = Vec::new();
         let all = self.files.tensors(&mut problems);
         let order: Vec<_> = all.iter().map(|tensor| tensor.key.clone()).collect();
-        let mut tensors = Tensors::new();
-        for tensor in all {
-            let (key, second) = (tensor.key.clone(), tensor.file().to_owned());
-            if let Some(first) = tensors.insert(key.clone(), tensor) {
-                let first = first.file().to_owned();
-                problems.push(Problem::Duplicate { key, first, second });
-            }
-        }
+        let mut tensors: Tensors<'_> = all
+            .into_iter()
+            .map(|tensor| (tensor.key.clone(), tensor))
+            .collect();
         let mut quantized =
             QuantizedTensors::take(Some(format), &self.files, &mut tensors, str::to_owned);
         let mut linears = Vec::new();

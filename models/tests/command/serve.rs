@@ -420,6 +420,23 @@ fn a_weight_in_four_bits_and_as_floats_is_an_error() {
     }
 }
 
+/// Found by fuzzing: one was codes and one was floats, so the output could not be read.
+#[test]
+fn a_tensor_in_two_files_is_an_error() {
+    let desk = desk();
+    let whole = fs::read(first_file(&desk, "model")).unwrap();
+    desk.write("model/again.safetensors", &whole);
+    let index = fs::read_to_string(desk.path("model/model.safetensors.index.json")).unwrap();
+    let map = "\"weight_map\": {";
+    let index = index.replacen(map, &format!("{map}\"x\": \"again.safetensors\", "), 1);
+    desk.write("model/model.safetensors.index.json", index.as_bytes());
+    desk.refused(
+        "quantize model x",
+        &["is in again.safetensors and again in"],
+    );
+    desk.refused("inspect model", &["is in again.safetensors and again in"]);
+}
+
 /// Published configurations have the entry without a value: it stood behind ours, and won.
 #[test]
 fn a_configuration_with_an_empty_quantization_is_announced_as_quantized() {

@@ -1,8 +1,8 @@
 //! libFuzzer on one target: what `cargo xtask fuzz` runs.
 //!
 //! `NVFP4_FUZZ_TARGET` names the target, `NVFP4_FUZZ_SECONDS` is the time of the processor after
-//! which the run ends. libFuzzer measures its own limit by the clock, which says little on a machine
-//! that does something else too.
+//! which the run ends. libFuzzer measures its own limit by the clock, which says little on a
+//! machine that does something else too.
 
 #![no_main]
 

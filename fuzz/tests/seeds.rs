@@ -1,7 +1,5 @@
 //! Every seed, and every input that ever failed, once more.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
 use std::fs;
 use std::path::Path;
 

@@ -4,8 +4,8 @@
 //! interop logits DIR IDS OUT            logits of the i64 tensor `ids` [batch, seq] in IDS
 //! interop resave IN OUT f32|bf16 BYTES  reads a checkpoint and writes it; BYTES 0: in one file
 //! interop init PRESET OUT               a fresh model with a vocabulary of 256
-//! interop judge IN OUT                  answers in texts: IN has a rule, a text and the right answer
-//!                                       a line, OUT what each reading found and whether it is right
+//! interop judge IN OUT                  answers in texts: a line of IN has a rule, a text and the
+//!                                       right answer, one of OUT what each reading found
 //! ```
 
 use std::collections::HashMap;

@@ -78,7 +78,7 @@ fn entries(text: &str) -> Entries {
         // The colon, then the value: one token, or up to the bracket that closes its first.
         let mut end = tokens.next().map_or(key.end, |colon| colon.end);
         let mut depth = 0usize;
-        while let Some(token) = tokens.next() {
+        for token in tokens.by_ref() {
             match &text[token.clone()] {
                 "{" | "[" => depth += 1,
                 "}" | "]" => depth = depth.saturating_sub(1),
@@ -118,9 +118,8 @@ impl Tokens<'_> {
             let rest = &self.text[self.at..];
             if rest.starts_with("//") {
                 self.skip_to(|rest| rest.starts_with(['\n', '\r', '\u{2028}', '\u{2029}']));
-            } else if rest.starts_with("/*") {
-                let end = rest[2..].find("*/").map_or(rest.len(), |at| at + 4);
-                self.at += end;
+            } else if let Some(comment) = rest.strip_prefix("/*") {
+                self.at += comment.find("*/").map_or(rest.len(), |at| at + 4);
             } else {
                 return;
             }

@@ -72,13 +72,11 @@ pub(super) struct Keys(Lenient);
 impl Keys {
     pub(super) fn parse(text: &str) -> Result<Self, ConfigError> {
         let read = Lenient::parse(text).map_err(|reason| ConfigError::Json { reason })?;
-        match read {
-            Lenient::Object(_) => Ok(Self(read)),
-            other => {
-                let reason = format!("an object of keys is needed, not {}", other.show());
-                Err(ConfigError::Json { reason })
-            }
+        if let Lenient::Object(_) = read {
+            return Ok(Self(read));
         }
+        let reason = format!("an object of keys is needed, not {}", read.show());
+        Err(ConfigError::Json { reason })
     }
 
     /// The value of the first alias that is present; all that are present have to agree.

@@ -4,6 +4,8 @@
 //! interop logits DIR IDS OUT            logits of the i64 tensor `ids` [batch, seq] in IDS
 //! interop resave IN OUT f32|bf16 BYTES  reads a checkpoint and writes it; BYTES 0: in one file
 //! interop init PRESET OUT               a fresh model with a vocabulary of 256
+//! interop judge IN OUT                  answers in texts: a line of IN has a rule, a text and the
+//!                                       right answer, one of OUT what each reading found
 //! ```
 
 use std::collections::HashMap;
@@ -15,8 +17,11 @@ use burn::tensor::{Int, Tensor, TensorData};
 use burn_nvfp4_models::checkpoint::hf::{SaveOptions, load_hf, save_hf};
 use burn_nvfp4_models::config::HybridConfig;
 use burn_nvfp4_models::config::hf::StoredFloat;
+use burn_nvfp4_models::eval::answers::AnswerRule;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
+use serde::Deserialize;
+use serde_json::json;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -45,7 +50,8 @@ fn main() -> Result<(), Box<dyn Error>> {
             };
             Ok(save_hf(&model, &config, Path::new(to), options)?)
         }
-        _ => Err("usage: interop logits|resave|init ..".into()),
+        ["judge", from, to] => judge(Path::new(from), Path::new(to)),
+        _ => Err("usage: interop logits|resave|init|judge ..".into()),
     }
 }
 
@@ -70,4 +76,35 @@ fn logits(dir: &Path, ids: &Path, out: &Path) -> Result<(), Box<dyn Error>> {
     let view = TensorView::new(Dtype::F32, shape, &values)?;
     let about: Option<HashMap<String, String>> = None;
     Ok(serialize_to_file([("logits", view)], about, out)?)
+}
+
+/// A text to find an answer in.
+#[derive(Deserialize)]
+struct Case {
+    rule: String,
+    text: String,
+    gold: String,
+}
+
+fn judge(from: &Path, to: &Path) -> Result<(), Box<dyn Error>> {
+    let mut out = String::new();
+    for line in std::fs::read_to_string(from)?.lines() {
+        let case: Case = serde_json::from_str(line)?;
+        let rule = match case.rule.as_str() {
+            "gsm8k" => AnswerRule::Gsm8k,
+            "mmlu_pro" => AnswerRule::MmluPro,
+            "math" => AnswerRule::Math,
+            other => return Err(format!("{other}: gsm8k, mmlu_pro or math expected").into()),
+        };
+        let verdicts = rule
+            .judge(&case.text, &case.gold)
+            .into_iter()
+            .map(|verdict| {
+                let found = json!({"answer": verdict.answer, "correct": verdict.correct});
+                (verdict.measure.name().to_owned(), found)
+            });
+        let verdicts: serde_json::Map<_, _> = verdicts.collect();
+        out += &format!("{}\n", serde_json::Value::Object(verdicts));
+    }
+    Ok(std::fs::write(to, out)?)
 }

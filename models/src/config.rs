@@ -13,6 +13,7 @@ pub mod error;
 pub mod pattern;
 pub mod params;
 mod validate;
+pub(crate) mod lenient;
 pub mod presets;
 pub mod hf;
 

@@ -10,6 +10,7 @@
 //! step and the index of the micro-batch alone, so a resumed run reads what the first would have.
 
 pub mod fingerprint;
+pub mod guard;
 pub mod tokenizer;
 pub mod text_stream;
 pub mod source;

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use crate::checkpoint::CheckpointError;
 use crate::checkpoint::files::CONFIG_FILE;
 
+mod config_text;
 mod directory;
 mod selection;
 mod stream;
@@ -62,7 +63,7 @@ pub enum ServingError {
         reasons: String,
     },
     /// A tensor has the name of a part of a weight in 4 bits.
-    #[error("{key} is there already, and is what a part of the quantized weight would be called")]
+    #[error("{key} is there already, and is what a part of a quantized weight would be called")]
     Taken {
         /// The tensor.
         key: String,

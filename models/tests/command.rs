@@ -27,6 +27,9 @@ mod generate;
 mod serve;
 #[path = "command/eval.rs"]
 mod eval;
+#[cfg(feature = "wgpu")]
+#[path = "command/wgpu.rs"]
+mod wgpu;
 
 /// A folder with a text, a small model, and a configuration that uses both.
 struct Desk {

@@ -7,10 +7,12 @@
    replaced by the local files) make the prompts, its HFLM scores them with transformers on the CPU.
 4. Every log-likelihood must agree to 1e-3, every accuracy, perplexity and generated text exactly
    as far as the measure allows; bits per byte of a text of several windows to 1e-4.
+5. What is written, and how answers are found in it: `generations.py`.
 
-Packages: torch, transformers >= 5, lm_eval == 0.4.13 (with its `datasets`), tokenizers.
+Packages: torch, transformers >= 5, lm_eval[math] == 0.4.13 (with its `datasets`), tokenizers.
 
-    python lm_eval_parity.py --nvfp4 target/release/nvfp4 --data DIR --work DIR
+    python lm_eval_parity.py --nvfp4 target/release/nvfp4 --tool target/release/examples/interop \
+        --data DIR --work DIR
 
 Prints one line per check and the ratio of times; exits with 1 if a check fails.
 """
@@ -25,6 +27,8 @@ import sys
 import time
 from pathlib import Path
 
+import generations
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
@@ -33,6 +37,8 @@ TOLERANCE = 1e-3
 BITS_TOLERANCE = 1e-4
 END = "<|endoftext|>"
 WINDOW = 2048
+# The harness keeps room in the window for all that a task may write, 2048 tokens for one.
+LONG_WINDOW = 16384
 LAYERS = "linear_attention mlp linear_attention full_attention mlp linear_attention".split()
 
 SUBJECTS = {
@@ -177,6 +183,17 @@ def make_checkpoint(folder, corpus, width):
     return model, fast
 
 
+def with_window(checkpoint, folder, window):
+    """The same checkpoint for longer texts; nothing in the model depends on the window."""
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(checkpoint, folder)
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["max_position_embeddings"] = window
+    path.write_text(json.dumps(config), encoding="utf-8")
+    return folder
+
+
 def run_nvfp4(binary, model, data, out, arguments):
     """The lines of results by task, and the seconds of the whole process."""
     command = [str(binary), "eval", "--model", str(model), "--data", str(data), "--out", str(out)]
@@ -315,6 +332,7 @@ def check_generation(report, name, lines, task, results):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--nvfp4", type=Path, required=True, help="the command")
+    parser.add_argument("--tool", type=Path, required=True, help="the example `interop`")
     parser.add_argument("--data", type=Path, required=True, help="folder of the tasks' files")
     parser.add_argument("--work", type=Path, required=True, help="folder to work in")
     parser.add_argument("--items", type=int, default=50, help="items of each task")
@@ -433,6 +451,27 @@ def main():
     task = harness_task("gsm8k/gsm8k.yaml", splits, data, 2)
     results, _ = score(lm, task)
     check_generation(report, "gsm8k, 2 shots", lines["gsm8k"], task, results)
+
+    generations.without_running_code()
+    helpers = (read, write, raw_mmlu_pro_example)
+    generations.copy_generation_data(arguments.data, data, 12, helpers)
+    long = with_window(checkpoint, work / "long", LONG_WINDOW)
+    long_lm = HFLM(
+        pretrained=model,
+        tokenizer=tokenizer,
+        backend="causal",
+        batch_size=arguments.batch_size,
+        max_length=LONG_WINDOW,
+        device="cpu",
+    )
+    for name, shots, tasks in generations.generation_tasks(data, harness_task):
+        asked = ["--task", name, "--shots", str(shots), "--backend", arguments.backend]
+        lines, _ = run_nvfp4(arguments.nvfp4, long, data, work / "results.jsonl", asked)
+        title = f"{name}, {shots} shots"
+        generations.check_texts(report, title, lines[name], tasks, score, long_lm)
+    generations.check_answers(
+        report, arguments.tool, work, arguments.data, harness_task, read, write
+    )
 
     for shots, our_seconds, their_seconds in times:
         report.line(

@@ -42,7 +42,8 @@ pub(crate) fn run(filter: &str, eval_data: Option<&Path>) -> Result<String> {
         ),
     ];
     if let Some(data) = eval_data {
-        let arguments = vec![Path::new("--nvfp4"), &nvfp4, Path::new("--data"), data];
+        let (ours, theirs) = (Path::new("--nvfp4"), Path::new("--data"));
+        let arguments = vec![ours, &nvfp4, Path::new("--tool"), &tool, theirs, data];
         scripts.push(("lm_eval_parity.py", arguments));
     }
     scripts.retain(|(script, _)| script.contains(filter));

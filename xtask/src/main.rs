@@ -12,6 +12,7 @@ mod tidy;
 mod cuda_check;
 mod ci;
 mod bench;
+mod fuzz;
 mod interop;
 
 #[derive(Parser)]
@@ -46,6 +47,15 @@ enum Command {
         /// Only scripts whose name contains this.
         #[arg(default_value = "")]
         filter: String,
+    },
+    /// Fuzz the loaders of everything that comes from outside, until an input fails.
+    Fuzz {
+        /// Minutes of the processor, in all.
+        #[arg(long, default_value_t = 60)]
+        minutes: u64,
+        /// Only targets whose name contains this.
+        #[arg(default_value = "")]
+        target: String,
     },
     /// Run everything that CI runs.
     Ci,
@@ -85,6 +95,7 @@ fn run(command: &Command) -> Result<()> {
         Command::Interop { eval_data, filter } => {
             println!("interop: {}", interop::run(filter, eval_data.as_deref())?);
         }
+        Command::Fuzz { minutes, target } => println!("fuzz: {}", fuzz::run(target, *minutes)?),
         Command::Ci => ci::run()?,
         Command::Bench { gpu, filter } => bench::run(*gpu, filter)?,
     }

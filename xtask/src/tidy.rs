@@ -20,7 +20,14 @@ mod dependencies;
 mod golden;
 
 /// Folders of the workspace that hold Rust sources.
-const PACKAGES: [&str; 5] = ["burn-nvfp4", "models", "tests", "cuda-check", "xtask"];
+const PACKAGES: [&str; 6] = [
+    "burn-nvfp4",
+    "models",
+    "tests",
+    "fuzz",
+    "cuda-check",
+    "xtask",
+];
 
 /// A source file of the workspace.
 #[derive(Clone, Debug)]

@@ -14,6 +14,7 @@ use serde_json::Value;
 
 use super::files::{FileTensor, TensorFiles};
 use super::{CheckpointError, Problem};
+use crate::config::lenient::Lenient;
 
 /// Tensors by key.
 pub(crate) type Tensors<'a> = BTreeMap<String, FileTensor<'a>>;
@@ -26,33 +27,34 @@ pub(crate) fn announced_format(
     path: &Path,
     config: &str,
 ) -> Result<Option<ServingFormat>, CheckpointError> {
-    // Bare `Infinity` is common in these files; whoever calls has parsed them already.
-    let Ok(Value::Object(config)) = json5::from_str::<Value>(config) else {
+    // Whoever calls has parsed the text already.
+    let Ok(config) = Lenient::parse(config) else {
         return Ok(None);
     };
-    match config.get("quantization_config") {
-        None | Some(Value::Null) => Ok(None),
-        Some(announced) => match ServingFormat::of_config(announced) {
-            Some(format) => Ok(Some(format)),
-            None => Err(CheckpointError::UnknownQuantization {
-                path: path.into(),
-                method: describe(announced),
-            }),
-        },
+    let announced = match config.get("quantization_config") {
+        None | Some(Lenient::Null) => return Ok(None),
+        Some(announced) => announced,
+    };
+    let named = METHOD.map(|field| Some((field, announced.get(field)?.text()?)));
+    let named: Vec<_> = named.into_iter().flatten().collect();
+    let fields = named
+        .iter()
+        .map(|&(field, name)| (field.to_owned(), name.into()));
+    if let Some(format) = ServingFormat::of_config(&Value::Object(fields.collect())) {
+        return Ok(Some(format));
     }
+    let names: Vec<_> = named.iter().map(|&(_, name)| name).collect();
+    Err(CheckpointError::UnknownQuantization {
+        path: path.into(),
+        method: match names.is_empty() {
+            true => "no method".to_owned(),
+            false => names.join(" "),
+        },
+    })
 }
 
-/// What a configuration says of its method.
-fn describe(config: &Value) -> String {
-    let fields = ["quant_method", "quant_algo", "format"];
-    let named = fields.iter().filter_map(|field| config[*field].as_str());
-    let named: Vec<_> = named.collect();
-    if named.is_empty() {
-        "no method".to_owned()
-    } else {
-        named.join(" ")
-    }
-}
+/// What a `quantization_config` says of its method.
+const METHOD: [&str; 3] = ["quant_method", "quant_algo", "format"];
 
 /// Suffixes that belong to a quantized model and are of no use here.
 const IGNORED: [&str; 4] = ["input_scale", "input_global_scale", "k_scale", "v_scale"];

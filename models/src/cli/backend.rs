@@ -4,6 +4,8 @@
 mod cuda;
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
 mod kernel_cache;
+#[cfg(feature = "wgpu")]
+mod wgpu;
 
 use burn::backend::{Flex, NdArray};
 use burn::tensor::backend::Backend;
@@ -43,12 +45,21 @@ pub(crate) fn check(backend: BackendName, device: usize) -> Result<(), Failure> 
         BackendName::Cuda => cuda::check(device).map_err(Failure::Error),
         #[cfg(not(feature = "cuda"))]
         BackendName::Cuda => Ok(()),
-        BackendName::Ndarray | BackendName::Flex | BackendName::Wgpu => Ok(()),
+        #[cfg(feature = "wgpu")]
+        BackendName::Wgpu => wgpu::check(device).map_err(Failure::Error),
+        #[cfg(not(feature = "wgpu"))]
+        BackendName::Wgpu => Ok(()),
+        BackendName::Ndarray | BackendName::Flex => Ok(()),
     }
 }
 
 /// What a command does once its backend is known.
 pub(super) trait OnBackend {
+    /// The dtype of its floats, which the device has to support.
+    fn dtype(&self) -> DType {
+        DType::F32
+    }
+
     /// Does it on a device of `E`, which can be opened.
     ///
     /// # Errors
@@ -92,11 +103,21 @@ pub(super) fn dispatch(
     }
 }
 
-/// Refuses a dtype in which the device does not compute.
+fn run<E: Nvfp4Engine + HybridEngine>(
+    work: impl OnBackend,
+    backend: BackendName,
+    device: E::Device,
+) -> Result<Success, Failure> {
+    open::<E>(&device, backend)?;
+    check_dtype::<E>(&device, backend, work.dtype())?;
+    work.run::<E>(device)
+}
+
+/// Refuses a dtype with which a device cannot compute.
 ///
 /// # Errors
-/// [`Failure::Usage`] that names backend and dtype.
-pub(super) fn check_dtype<B: Backend>(
+/// [`Failure::Error`] with the dtypes of floats that it has.
+fn check_dtype<B: Backend>(
     device: &B::Device,
     backend: BackendName,
     dtype: DType,
@@ -104,22 +125,15 @@ pub(super) fn check_dtype<B: Backend>(
     if B::supports_dtype(device, dtype) {
         return Ok(());
     }
-    let name = format!("{backend:?}").to_lowercase();
-    let dtype = format!("{dtype:?}").to_lowercase();
-    Err(Failure::Usage(format!(
-        "--backend {name}: {} does not compute in {dtype}; take f32, or another backend (flex and \
-         cuda have bf16)",
-        B::name(device)
+    let name = |dtype: DType| format!("{dtype:?}").to_lowercase();
+    let known = [DType::F32, DType::BF16, DType::F16, DType::F64].into_iter();
+    let known = known.filter(|&dtype| B::supports_dtype(device, dtype));
+    Err(Failure::Error(format!(
+        "--backend {}: its device does not compute in {}, only in {}",
+        format!("{backend:?}").to_lowercase(),
+        name(dtype),
+        known.map(name).collect::<Vec<_>>().join(", ")
     )))
-}
-
-fn run<E: Nvfp4Engine + HybridEngine>(
-    work: impl OnBackend,
-    backend: BackendName,
-    device: E::Device,
-) -> Result<Success, Failure> {
-    open::<E>(&device, backend)?;
-    work.run::<E>(device)
 }
 
 /// Runs one operation on the device, whose backend answers with a panic if it cannot be opened.
@@ -132,5 +146,25 @@ fn open<B: Backend>(device: &B::Device, backend: BackendName) -> Result<(), Fail
         Ok(Ok(_)) => Ok(()),
         Ok(Err(error)) => Err(failed(error.to_string())),
         Err(message) => Err(failed(message)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dtype_that_a_device_does_not_compute_in_is_refused_in_one_line() {
+        let device = Default::default();
+        let refused = check_dtype::<NdArray>(&device, BackendName::Ndarray, DType::BF16);
+        let Err(Failure::Error(line)) = refused else {
+            unreachable!("burn-ndarray has no bf16")
+        };
+        assert_eq!(
+            line,
+            "--backend ndarray: its device does not compute in bf16, only in f32, f64"
+        );
+        assert!(check_dtype::<NdArray>(&device, BackendName::Ndarray, DType::F32).is_ok());
+        assert!(check_dtype::<Flex>(&Default::default(), BackendName::Flex, DType::BF16).is_ok());
     }
 }

@@ -5,6 +5,8 @@ use std::panic::{PanicHookInfo, UnwindSafe, catch_unwind, set_hook};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use burn_nvfp4_models::data::guard::is_guarded;
+
 /// Where messages go while [`attempt`] runs; `None` at other times.
 static CAPTURED: Mutex<Option<Vec<String>>> = Mutex::new(None);
 
@@ -13,6 +15,9 @@ static CAPTURED: Mutex<Option<Vec<String>>> = Mutex::new(None);
 pub(super) fn report_in_one_line() {
     let seen = AtomicBool::new(false);
     set_hook(Box::new(move |info| {
+        if is_guarded() {
+            return;
+        }
         let mut captured = CAPTURED.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(messages) = captured.as_mut() {
             messages.push(message(info));

@@ -11,6 +11,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::backend::Autodiff;
+use burn::tensor::DType;
 use burn::train::Interrupter;
 use burn_hybrid_ops::{HybridEngine, TrainingEngine};
 use burn_nvfp4::engine::Support;
@@ -22,7 +23,6 @@ use burn_nvfp4_models::data::{Floors, Split, TokenFile, TrainBatches, Validation
 use burn_nvfp4_models::durable;
 use burn_nvfp4_models::generate::{Generation, Sampling};
 use burn_nvfp4_models::hybrid::HybridLm;
-use burn_nvfp4_models::train::config::PrecisionConfig;
 use burn_nvfp4_models::train::fit::{Batches, Display, Trainee, fit};
 use burn_nvfp4_models::train::log::{self, FinalLine, LogLine, RunLog};
 use burn_nvfp4_models::train::numerics::{Numerics, Quantized};
@@ -55,15 +55,13 @@ pub(crate) fn train(arguments: &TrainArgs) -> Result<Success, Failure> {
 }
 
 impl OnBackend for Prepared {
+    fn dtype(&self) -> DType {
+        self.config.precision.activations.dtype()
+    }
+
     fn run<E: Nvfp4Engine + HybridEngine>(self, device: E::Device) -> Result<Success, Failure> {
         let policy = self.config.precision.policy(&self.model);
         let policy = policy.map_err(Failure::usage)?;
-        let PrecisionConfig {
-            backend,
-            activations,
-            ..
-        } = self.config.precision;
-        backend::check_dtype::<E>(&device, backend, activations.dtype())?;
         let (seed, support) = (self.config.seed, E::support(&device));
         let numerics = Quantized::<Nvfp4<Autodiff<E>>>::new(device.clone(), policy, seed);
         let numerics = Box::new(numerics.map_err(Failure::usage)?);

@@ -5,6 +5,10 @@ use super::{ConfigError, DtLimit, HybridConfig};
 /// Largest value of any dimension. Bounds every product below 2^63 and rejects garbage early.
 const MAX_DIMENSION: usize = 1 << 24;
 
+/// Largest number of blocks: several times the family's deepest (118). The table of parameters has
+/// an entry for each tensor of each, before anybody knows whether a file has it.
+const MAX_BLOCKS: usize = 1024;
+
 /// Largest number of parameters: well above the family's largest (56 billion).
 const MAX_PARAMS: u64 = 1 << 42;
 
@@ -25,6 +29,13 @@ impl HybridConfig {
         }
         if self.pattern.is_empty() {
             return Err(ConfigError::EmptyPattern);
+        }
+        if self.n_blocks() > MAX_BLOCKS {
+            return Err(ConfigError::TooLarge {
+                field: "number of blocks",
+                value: self.n_blocks() as u64,
+                max: MAX_BLOCKS as u64,
+            });
         }
         for (field, value, divisor_field, divisor) in [
             (

@@ -10,7 +10,10 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use super::guard::guarded;
 use super::{DataError, fingerprint::Fingerprint};
+
+mod limits;
 
 /// Names of an end-of-document token, the most specific first.
 const SEPARATORS: [&str; 6] = [
@@ -42,6 +45,8 @@ pub enum Tokenizer {
 #[derive(Debug)]
 pub struct HuggingFace {
     inner: tokenizers::Tokenizer,
+    /// One more than the largest id.
+    ids: usize,
     fingerprint: u64,
     separator: Option<u32>,
     begin: Option<u32>,
@@ -67,22 +72,26 @@ impl Tokenizer {
             path: path.to_owned(),
             reason: one_line(&reason),
         };
-        let mut inner = tokenizers::Tokenizer::from_bytes(&bytes)
-            .map_err(|error| unusable(error.to_string()))?;
-        // What a file says on one example's length is not for text to train on.
-        inner
-            .with_truncation(None)
-            .map_err(|error| unusable(error.to_string()))?
-            .with_padding(None);
-        if inner.get_vocab_size(true) == 0 {
+        limits::check(&bytes).map_err(unusable)?;
+        let (inner, largest) = guarded(|| {
+            let mut inner = tokenizers::Tokenizer::from_bytes(&bytes)?;
+            // A file may ask for texts that are cut, or filled up to any length.
+            inner.with_truncation(None)?.with_padding(None);
+            let largest = inner.get_vocab(true).into_values().max();
+            Ok::<_, tokenizers::Error>((inner, largest))
+        })
+        .map_err(unusable)?
+        .map_err(|error| unusable(error.to_string()))?;
+        let Some(largest) = largest else {
             return Err(unusable("its vocabulary is empty".to_owned()));
-        }
+        };
         let separator = SEPARATORS.iter().find_map(|name| inner.token_to_id(name));
         let named = named_tokens(&path.with_file_name(CONFIG_FILE))?;
         let begin = named.into_iter().find_map(|name| inner.token_to_id(&name));
         let fingerprint = Fingerprint::of(&bytes);
         Ok(Self::File(Box::new(HuggingFace {
             inner,
+            ids: largest as usize + 1,
             fingerprint,
             separator,
             begin: begin.or(separator),
@@ -94,10 +103,7 @@ impl Tokenizer {
     pub fn vocab_size(&self) -> usize {
         match self {
             Self::Bytes => 256,
-            Self::File(file) => {
-                let largest = file.inner.get_vocab(true).into_values().max().unwrap_or(0);
-                largest as usize + 1
-            }
+            Self::File(file) => file.ids,
         }
     }
 
@@ -162,13 +168,7 @@ impl Tokenizer {
             Self::Bytes => ids.extend(text.bytes().map(u32::from)),
             Self::File(file) => {
                 for piece in pieces(text) {
-                    let encoding = file.inner.encode_fast(piece, false).map_err(|error| {
-                        DataError::Encode {
-                            path: path.to_owned(),
-                            reason: one_line(&error.to_string()),
-                        }
-                    })?;
-                    ids.extend_from_slice(encoding.get_ids());
+                    ids.append(&mut file.encode(piece, Template::Without, path)?);
                 }
             }
         }
@@ -183,13 +183,7 @@ impl Tokenizer {
     pub fn encode_prompt(&self, text: &str) -> Result<Vec<u32>, DataError> {
         match self {
             Self::Bytes => Ok(text.bytes().map(u32::from).collect()),
-            Self::File(file) => match file.inner.encode(text, true) {
-                Ok(encoding) => Ok(encoding.get_ids().to_vec()),
-                Err(error) => Err(DataError::Encode {
-                    path: PathBuf::from("the prompt"),
-                    reason: one_line(&error.to_string()),
-                }),
-            },
+            Self::File(file) => file.encode(text, Template::Around, Path::new("the prompt")),
         }
     }
 
@@ -197,11 +191,39 @@ impl Tokenizer {
     pub fn decode(&self, ids: &[u32]) -> Vec<u8> {
         match self {
             Self::Bytes => ids.iter().filter_map(|&id| u8::try_from(id).ok()).collect(),
-            Self::File(file) => file
-                .inner
-                .decode(ids, true)
-                .unwrap_or_default()
-                .into_bytes(),
+            Self::File(file) => {
+                let text = guarded(|| file.inner.decode(ids, true).unwrap_or_default());
+                text.unwrap_or_default().into_bytes()
+            }
+        }
+    }
+}
+
+/// Whether the special tokens of the tokenizer's template are put around a text.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Template {
+    Around,
+    Without,
+}
+
+impl HuggingFace {
+    /// The ids of a text, all of them below [`Self::ids`]; `path` is for the message.
+    fn encode(&self, text: &str, template: Template, path: &Path) -> Result<Vec<u32>, DataError> {
+        let refused = |reason: String| DataError::Encode {
+            path: path.to_owned(),
+            reason: one_line(&reason),
+        };
+        let encoding = guarded(|| self.inner.encode_fast(text, template == Template::Around))
+            .map_err(refused)?
+            .map_err(|error| refused(error.to_string()))?;
+        let ids = encoding.get_ids();
+        // A template may hold ids that are in no vocabulary.
+        match ids.iter().find(|&&id| id as usize >= self.ids) {
+            Some(id) => Err(refused(format!(
+                "it gives the id {id}, its vocabulary ends at {}",
+                self.ids - 1
+            ))),
+            None => Ok(ids.to_vec()),
         }
     }
 }
@@ -264,6 +286,8 @@ fn one_line(message: &str) -> String {
 #[cfg(test)]
 pub(super) mod tests {
     use std::fs;
+
+    use serde_json::json;
 
     use super::*;
 
@@ -346,6 +370,52 @@ pub(super) mod tests {
         let error = Tokenizer::from_file(&folder.path().join("tokenizer.json")).unwrap_err();
         assert!(error.to_string().contains(CONFIG_FILE), "{error}");
         assert_eq!(Tokenizer::Bytes.begin(), Some(0));
+    }
+
+    /// The same tokenizer with more in its file.
+    fn with(folder: &Path, key: &str, value: serde_json::Value) -> Tokenizer {
+        let mut file: serde_json::Value = serde_json::from_str(&byte_level_bpe()).unwrap();
+        file[key] = value;
+        from_json(folder, &file.to_string())
+    }
+
+    /// A file may ask for texts that are cut to two ids, or filled up to a billion: the first lost
+    /// text in silence, the second ended the process.
+    #[test]
+    fn texts_are_neither_cut_nor_filled_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let cut = json!({
+            "direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0
+        });
+        let fill = json!({
+            "strategy": {"Fixed": 1_000_000_000}, "direction": "Left", "pad_to_multiple_of": null,
+            "pad_id": 0, "pad_type_id": 0, "pad_token": "a"
+        });
+        for (key, value) in [("truncation", cut), ("padding", fill)] {
+            let tokenizer = with(folder.path(), key, value);
+            assert_eq!(tokenizer.encode_prompt("abc").unwrap().len(), 3, "{key}");
+        }
+    }
+
+    /// Ids of a template need not be in the vocabulary, and none beyond it has an embedding.
+    #[test]
+    fn an_id_beyond_the_vocabulary_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let template = json!({
+            "type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "x", "type_id": 0}},
+                {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}},
+                {"Sequence": {"id": "B", "type_id": 0}}],
+            "special_tokens": {"x": {"id": "x", "ids": [4_000_000_000_u32], "tokens": ["x"]}},
+        });
+        let tokenizer = with(folder.path(), "post_processor", template);
+        let error = tokenizer.encode_prompt("a").unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "the prompt: the tokenizer cannot encode it: it gives the id 4000000000, its \
+             vocabulary ends at 257"
+        );
     }
 
     #[test]

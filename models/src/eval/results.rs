@@ -180,7 +180,8 @@ impl Results {
             }
         }
         let run = run.ok_or_else(|| refused(1, "the line of the run is missing".to_owned()))?;
-        let expected = run.tasks.iter().map(|task| task.items).sum();
+        let counts = run.tasks.iter().map(|task| task.items);
+        let expected = counts.fold(0, usize::saturating_add);
         if items.len() != expected {
             return Err(EvalError::Unfinished {
                 path: path.to_owned(),
@@ -282,6 +283,19 @@ pub(super) mod tests {
         assert!(error.starts_with("line 2: no line of results: "), "{error}");
         let error = refused(whole.replace("\"format\":1", "\"format\":9"));
         assert_eq!(error, "line 1: results of format 9, 1 is known");
+        // The numbers of items of all tasks are added up.
+        let many = format!("\"items\":{}", usize::MAX);
+        let task = first
+            .split_once("\"tasks\":[")
+            .unwrap()
+            .1
+            .trim_end_matches("]}");
+        let twice = first.replace(task, &format!("{task},{task}"));
+        let error = refused(twice.replace("\"items\":2", &many));
+        assert_eq!(
+            error,
+            format!("0 of {} items; the run did not finish", usize::MAX)
+        );
         let rest = whole.split_once('\n').unwrap().1.to_owned();
         assert_eq!(refused(rest), "line 1: the line of the run is missing");
     }

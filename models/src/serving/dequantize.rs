@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use super::ServingError;
+use super::config_text::without_entry;
 use super::directory::{Directory, Force, check_apart, check_output, copy_others};
 use super::quantize::{Progress, write, write_index};
 use super::served_file::FilePlan;
@@ -91,77 +92,4 @@ pub fn dequantize_directory(
         write(&aside.join(CONFIG_FILE), config.as_bytes())?;
         copy_others(input, aside)
     })
-}
-
-/// The text of a JSON object without one of its entries, whose value is an object. Everything else
-/// stays as it is written: numbers that JSON does not have among it.
-fn without_entry(text: &str, entry: &str) -> String {
-    let (mut depth, mut in_string, mut escaped) = (0, false, false);
-    let mut string_start = 0;
-    // Start of the key, once it is found at the top level.
-    let mut key = None;
-    for (at, c) in text.char_indices() {
-        if in_string {
-            match c {
-                _ if escaped => escaped = false,
-                '\\' => escaped = true,
-                '"' => {
-                    in_string = false;
-                    let name = &text[string_start + 1..at];
-                    if depth == 1 && name == entry && key.is_none() {
-                        key = Some(string_start);
-                    }
-                }
-                _ => {}
-            }
-            continue;
-        }
-        match c {
-            '"' => (in_string, string_start) = (true, at),
-            '{' | '[' => depth += 1,
-            '}' | ']' => {
-                depth -= 1;
-                if let (Some(start), 1) = (key, depth) {
-                    return cut(text, start, at + 1);
-                }
-            }
-            _ => {}
-        }
-    }
-    text.to_owned()
-}
-
-/// Cuts an entry out, with the comma on one of its sides.
-fn cut(text: &str, start: usize, end: usize) -> String {
-    let (before, after) = (&text[..start], &text[end..]);
-    match after.trim_start().strip_prefix(',') {
-        Some(after) => format!("{before}{}", after.trim_start()),
-        None => {
-            let before = before.trim_end();
-            let before = before.strip_suffix(',').unwrap_or(before);
-            format!("{before}{after}")
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::Value;
-
-    use super::*;
-
-    #[test]
-    fn an_entry_is_cut_out_and_nothing_else_is_touched() {
-        let first = "{\n  \"q\": {\"a\": \"}\", \"b\": [1]},\n  \"limit\": [0.0, Infinity]\n}\n";
-        assert_eq!(
-            without_entry(first, "q"),
-            "{\n  \"limit\": [0.0, Infinity]\n}\n"
-        );
-        let last = "{\"x\": {\"q\": 1}, \"q\": {\"a\": {}}}";
-        let cut: Value = serde_json::from_str(&without_entry(last, "q")).unwrap();
-        assert_eq!(cut, serde_json::json!({"x": {"q": 1}}));
-        let only: Value = serde_json::from_str(&without_entry("{\"q\": {}}", "q")).unwrap();
-        assert_eq!(only, serde_json::json!({}));
-        assert_eq!(without_entry("{\"x\": \"q\"}", "y"), "{\"x\": \"q\"}");
-    }
 }

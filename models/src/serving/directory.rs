@@ -1,15 +1,16 @@
 //! A Hugging Face directory as a whole: its configuration, its tensors, its other files.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use burn_nvfp4::export::ServingFormat;
-use serde_json::Value;
 
 use super::ServingError;
-use crate::checkpoint::CheckpointError;
 use crate::checkpoint::files::{CONFIG_FILE, FileTensor, INDEX_FILE, TensorFiles};
 use crate::checkpoint::quantized::{LinearParts, QuantizedTensors, Tensors, announced_format};
+use crate::checkpoint::{CheckpointError, Problem};
+use crate::config::lenient::Lenient;
 
 /// Weights in other formats than safetensors: the same numbers again, or none that are read here.
 const OTHER_WEIGHTS: [&str; 6] = ["bin", "pt", "pth", "gguf", "h5", "msgpack"];
@@ -32,13 +33,14 @@ impl Directory {
         let config_path = path.join(CONFIG_FILE);
         let config = fs::read_to_string(&config_path);
         let config = config.map_err(ServingError::io("read", &config_path))?;
-        match json5::from_str::<Value>(&config) {
-            Ok(Value::Object(_)) => {}
+        match Lenient::parse(&config) {
+            Ok(Lenient::Object(_)) => {}
             Ok(_) | Err(_) => return Err(ServingError::Config { path: config_path }),
         }
         let mut problems = Vec::new();
         let files = TensorFiles::open(path, &mut problems)?;
-        files.tensors(&mut problems);
+        let tensors = files.tensors(&mut problems);
+        check_distinct(&tensors, &mut problems);
         if problems.is_empty() {
             Ok(Self {
                 path: path.into(),
@@ -73,6 +75,18 @@ impl Directory {
     }
 }
 
+/// Finds tensors of one name in several files: the output could hold one of them only.
+fn check_distinct(tensors: &[FileTensor<'_>], problems: &mut Vec<Problem>) {
+    let mut files = BTreeMap::new();
+    for tensor in tensors {
+        if let Some(first) = files.insert(&tensor.key, tensor.file()) {
+            let (key, first) = (tensor.key.clone(), first.to_owned());
+            let second = tensor.file().to_owned();
+            problems.push(Problem::Duplicate { key, first, second });
+        }
+    }
+}
+
 /// The tensors of a quantized directory.
 pub(super) struct QuantizedDirectory<'a> {
     /// Linears in 4 bits, by name.
@@ -101,9 +115,14 @@ impl Directory {
             let key = format!("{linear}.weight");
             // Without codes of two axes, what is there cannot be complete.
             let shape = shape.unwrap_or([0, 0]);
-            if let Some(parts) = quantized.linear(&key, &shape, true, &mut problems) {
-                linears.push((linear, parts));
+            let Some(parts) = quantized.linear(&key, &shape, true, &mut problems) else {
+                continue;
+            };
+            if let Some(floats) = tensors.get(&key) {
+                let (first, second) = (parts.file().to_owned(), floats.file().to_owned());
+                problems.push(Problem::Duplicate { key, first, second });
             }
+            linears.push((linear, parts));
         }
         if problems.is_empty() {
             let others = order.iter().filter_map(|key| tensors.remove(key)).collect();

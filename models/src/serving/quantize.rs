@@ -9,14 +9,16 @@
 //!
 //! The output appears under its name when it is complete.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use burn_nvfp4::export::ServingFormat;
 use burn_nvfp4::format::PackedMatrix;
+use safetensors::tensor::Dtype;
 use serde_json::{Value, json};
 
 use super::ServingError;
+use super::config_text::with_entry;
 use super::directory::{Directory, Force, check_apart, check_output, copy_others};
 use super::selection::{Kept, Selection, fused_groups};
 use super::served_file::{FilePlan, ServedFile};
@@ -107,7 +109,7 @@ pub fn quantize_directory(
     if linears.is_empty() {
         return Err(nothing(input, &report));
     }
-    check_room(&linears, &kept, options.format)?;
+    check_room(&kept, options.format)?;
     let all = linears.iter().chain(&kept);
     let total = all.map(|tensor| tensor.view.data().len() as u64).sum();
     report.total.0 = total;
@@ -161,22 +163,20 @@ pub fn quantize_directory(
     Ok(report)
 }
 
-/// Checks that no tensor has the name of a part that is going to be written.
-fn check_room(
-    linears: &[FileTensor<'_>],
-    kept: &[FileTensor<'_>],
-    format: ServingFormat,
-) -> Result<(), ServingError> {
-    let kept: BTreeSet<_> = kept.iter().map(|tensor| tensor.key.as_str()).collect();
-    for tensor in linears {
-        for suffix in format.suffixes() {
-            let key = format!("{}.{suffix}", module(&tensor.key));
-            if kept.contains(key.as_str()) {
-                return Err(ServingError::Taken { key });
-            }
-        }
+/// Checks that no tensor that stays has the name of a part of the format: it would be read as one.
+fn check_room(kept: &[FileTensor<'_>], format: ServingFormat) -> Result<(), ServingError> {
+    let taken = kept.iter().find(|tensor| {
+        let (_, suffix) = tensor.key.rsplit_once('.').unwrap_or_default();
+        // Model Optimizer calls codes `weight`, like a weight of floats.
+        let is_float = suffix == "weight" && tensor.view.dtype() != Dtype::U8;
+        format.suffixes().contains(&suffix) && !is_float
+    });
+    match taken {
+        Some(tensor) => Err(ServingError::Taken {
+            key: tensor.key.clone(),
+        }),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 /// Output files by the name of the input file, with the headers written, and the index.
@@ -242,25 +242,13 @@ pub(crate) fn write_configuration(
     format: ServingFormat,
     kept: &[String],
 ) -> Result<(), ServingError> {
-    let config = with_quantization_config(config, &format.quantization_config(kept));
+    let entry = format.quantization_config(kept);
+    let config = with_entry(config, "quantization_config", &entry);
     write(&dir.join(CONFIG_FILE), config.as_bytes())?;
     if let Some((name, contents)) = format.further_file(kept) {
         write(&dir.join(name), format!("{contents:#}\n").as_bytes())?;
     }
     Ok(())
-}
-
-/// The text of a configuration with one more entry. Everything else stays as it is written:
-/// numbers that JSON does not have among it.
-fn with_quantization_config(config: &str, entry: &Value) -> String {
-    let entry = format!("{entry:#}").replace('\n', "\n  ");
-    let (before, after) = config.split_once('{').unwrap_or(("", "}"));
-    let comma = if after.trim_start().starts_with('}') {
-        ""
-    } else {
-        ","
-    };
-    format!("{before}{{\n  \"quantization_config\": {entry}{comma}{after}")
 }
 
 /// The amax over the members of a group.
@@ -306,22 +294,4 @@ fn nothing(input: &Path, report: &Quantized) -> ServingError {
 /// Writes a small file of an output that is not complete.
 pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<(), ServingError> {
     durable::write_synced(path, bytes).map_err(ServingError::io("write", path))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_entry_is_added_to_a_configuration_as_it_is_written() {
-        let entry = json!({"quant_method": "modelopt"});
-        let text = "{\n  \"limit\": [0.0, Infinity]\n}\n";
-        let with = with_quantization_config(text, &entry);
-        assert!(with.contains("\"limit\": [0.0, Infinity]"), "{with}");
-        let parsed: Value = json5::from_str(&with).unwrap();
-        assert_eq!(parsed["quantization_config"], entry);
-        let empty = with_quantization_config("{ }", &entry);
-        let parsed: Value = serde_json::from_str(&empty).unwrap();
-        assert_eq!(parsed["quantization_config"], entry);
-    }
 }

@@ -308,6 +308,17 @@ fn what_cannot_be_quantized_is_refused_in_one_line_and_nothing_is_written() {
     ];
     serialize_to_file(tensors, None, &desk.path("taken/model.safetensors")).unwrap();
     desk.refused("quantize taken x", &["a.weight_scale", "there already"]);
+    // Of a linear that is not among those that are quantized, too: found by fuzzing.
+    let tensors = [
+        ("a.weight", tensor(&[16, 16], 1024)),
+        ("b.weight_packed", tensor(&[1], 4)),
+    ];
+    serialize_to_file(tensors, None, &desk.path("taken/model.safetensors")).unwrap();
+    desk.refused(
+        "quantize taken x --format compressed-tensors",
+        &["b.weight_packed", "there already"],
+    );
+    desk.done("quantize taken y");
     // A quantization of another kind.
     desk.write(
         "other/config.json",
@@ -383,6 +394,70 @@ fn a_damaged_folder_is_an_error_never_other_numbers() {
     let plain = fs::read(desk.path("model/config.json")).unwrap();
     desk.write("out/config.json", &plain);
     desk.refused(commands[2], &["in_proj.weight", "U8"]);
+}
+
+/// With both in one file, the second tensor of that name had no place in the output: a panic.
+#[test]
+fn a_weight_in_four_bits_and_as_floats_is_an_error() {
+    let desk = desk();
+    let config = json!({"quantization_config": {
+        "quant_method": "compressed-tensors", "format": "nvfp4-pack-quantized"
+    }});
+    desk.write("both/config.json", config.to_string().as_bytes());
+    let bytes = [0x3c; 64];
+    let tensors = [
+        ("a.weight", Dtype::BF16, vec![2, 16], 64),
+        ("a.weight_packed", Dtype::U8, vec![2, 8], 16),
+        ("a.weight_scale", Dtype::F8_E4M3, vec![2, 1], 2),
+        ("a.weight_global_scale", Dtype::F32, vec![1], 4),
+    ];
+    let tensors = tensors.map(|(name, dtype, shape, len)| {
+        (name, TensorView::new(dtype, shape, &bytes[..len]).unwrap())
+    });
+    serialize_to_file(tensors, None, &desk.path("both/model.safetensors")).unwrap();
+    for command in ["dequantize both x", "inspect both"] {
+        desk.refused(command, &["a.weight is in model.safetensors and again in"]);
+    }
+}
+
+/// Found by fuzzing: one was codes and one was floats, so the output could not be read.
+#[test]
+fn a_tensor_in_two_files_is_an_error() {
+    let desk = desk();
+    let whole = fs::read(first_file(&desk, "model")).unwrap();
+    desk.write("model/again.safetensors", &whole);
+    let index = fs::read_to_string(desk.path("model/model.safetensors.index.json")).unwrap();
+    let map = "\"weight_map\": {";
+    let index = index.replacen(map, &format!("{map}\"x\": \"again.safetensors\", "), 1);
+    desk.write("model/model.safetensors.index.json", index.as_bytes());
+    desk.refused(
+        "quantize model x",
+        &["is in again.safetensors and again in"],
+    );
+    desk.refused("inspect model", &["is in again.safetensors and again in"]);
+}
+
+/// Published configurations have the entry without a value: it stood behind ours, and won.
+#[test]
+fn a_configuration_with_an_empty_quantization_is_announced_as_quantized() {
+    let desk = desk();
+    let config = fs::read_to_string(desk.path("model/config.json")).unwrap();
+    let end = config.rfind('}').unwrap();
+    let null = format!(
+        "{},\n  \"quantization_config\": null\n}}",
+        config[..end].trim_end()
+    );
+    desk.write("model/config.json", null.as_bytes());
+    desk.done("quantize model out");
+    assert_eq!(
+        desk.json("out/config.json")["quantization_config"]["quant_method"],
+        "modelopt"
+    );
+    desk.done("dequantize out floats");
+    assert_eq!(
+        desk.json("floats/config.json").get("quantization_config"),
+        None
+    );
 }
 
 /// The first tensor file of a folder.

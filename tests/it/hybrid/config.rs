@@ -145,6 +145,11 @@ fn bad_configs_name_what_is_wrong() {
             "n_mamba_heads is 6, not a multiple of n_groups = 4",
         ),
         (json!({"n_groups": 0}), "n_groups is 0"),
+        // A megabyte of letters made a table of a gigabyte, before any tensor was looked for.
+        (
+            json!({"hybrid_override_pattern": "M".repeat(1025)}),
+            "number of blocks is 1025, the largest supported value is 1024",
+        ),
         (
             json!({"hybrid_override_pattern": ""}),
             "block pattern is empty",

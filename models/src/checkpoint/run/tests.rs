@@ -111,6 +111,23 @@ fn all_damaged_files_are_listed_at_once() {
     assert_eq!(problems.len(), 2, "{problems:?}");
 }
 
+/// The sums name the files: a name that leads out of the checkpoint was read all the same, and
+/// `/dev/zero` does not end.
+#[test]
+fn a_file_that_is_no_part_of_a_checkpoint_is_not_read() {
+    let (_dir, run) = run();
+    let path = run.save(&checkpoint(7), 1).unwrap();
+    let lines = "0000000000000000 0 /dev/zero\n";
+    let own = Fingerprint::of(lines.as_bytes());
+    let sums = format!("{lines}{own:016x} {} {SUMS}\n", lines.len());
+    fs::write(path.join(SUMS), sums).unwrap();
+    let error = run.load(None).unwrap_err().to_string();
+    assert!(
+        error.contains("it lists \"/dev/zero\", which is no part of one"),
+        "{error}"
+    );
+}
+
 #[test]
 fn a_used_directory_is_refused_and_an_unfinished_checkpoint_is_not_seen() {
     let (_dir, run) = run();

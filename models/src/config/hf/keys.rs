@@ -1,53 +1,28 @@
 //! Typed access to the keys of a JSON object, with aliases that have to agree.
 //!
-//! The text is read as JSON5, whose only use here is that it knows bare `Infinity` and `NaN`.
 //! `null` counts as absent.
 
-use std::collections::BTreeMap;
-
-use serde::Deserialize;
-
 use crate::config::ConfigError;
+use crate::config::lenient::Lenient;
 
-/// A JSON value that keeps infinities.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(untagged)]
-enum Raw {
-    Flag(bool),
-    Natural(u64),
-    Real(f64),
-    Text(String),
-    List(Vec<Raw>),
-    Object(BTreeMap<String, Raw>),
-    Null(()),
-}
-
-impl Raw {
+impl Lenient {
     /// A number in any notation: `1`, `1e30`, `Infinity`, `{"__float__": "Infinity"}`.
     fn real(&self) -> Option<f64> {
         match self {
             #[expect(clippy::cast_precision_loss, reason = "settings are far below 2^53")]
             Self::Natural(value) => Some(*value as f64),
             Self::Real(value) => Some(*value),
-            Self::Object(fields) => match fields.get("__float__") {
-                Some(Self::Text(text)) if fields.len() == 1 => text.parse().ok(),
+            Self::Object(fields) => match fields.as_slice() {
+                [(name, Self::Text(text))] if name == "__float__" => text.parse().ok(),
                 _ => None,
             },
-            Self::Flag(_) | Self::Text(_) | Self::List(_) | Self::Null(()) => None,
+            Self::Flag(_) | Self::Text(_) | Self::List(_) | Self::Null => None,
         }
     }
 
     fn natural(&self) -> Option<u64> {
         if let Self::Natural(value) = self {
             Some(*value)
-        } else {
-            None
-        }
-    }
-
-    fn text(&self) -> Option<&str> {
-        if let Self::Text(text) = self {
-            Some(text)
         } else {
             None
         }
@@ -61,9 +36,10 @@ impl Raw {
         }
     }
 
-    /// A value for an error message.
+    /// A value for an error message, cut off where it would fill a screen.
     fn show(&self) -> String {
-        match self {
+        const SHOWN: usize = 100;
+        let whole = match self {
             Self::Flag(value) => value.to_string(),
             Self::Natural(value) => value.to_string(),
             Self::Real(value) => value.to_string(),
@@ -73,7 +49,11 @@ impl Raw {
                 format!("[{}]", values.join(", "))
             }
             Self::Object(_) => "an object".into(),
-            Self::Null(()) => "null".into(),
+            Self::Null => "null".into(),
+        };
+        match whole.char_indices().nth(SHOWN) {
+            Some((end, _)) => format!("{}..", &whole[..end]),
+            None => whole,
         }
     }
 
@@ -87,21 +67,23 @@ impl Raw {
 }
 
 /// The keys of one `config.json`.
-pub(super) struct Keys(BTreeMap<String, Raw>);
+pub(super) struct Keys(Lenient);
 
 impl Keys {
     pub(super) fn parse(text: &str) -> Result<Self, ConfigError> {
-        json5::from_str(text).map(Self).map_err(|error| {
-            let reason = error.to_string().replace('\n', " ");
-            ConfigError::Json { reason }
-        })
+        let read = Lenient::parse(text).map_err(|reason| ConfigError::Json { reason })?;
+        if let Lenient::Object(_) = read {
+            return Ok(Self(read));
+        }
+        let reason = format!("an object of keys is needed, not {}", read.show());
+        Err(ConfigError::Json { reason })
     }
 
     /// The value of the first alias that is present; all that are present have to agree.
-    fn find<'a>(&self, aliases: &[&'a str]) -> Result<Option<(&'a str, &Raw)>, ConfigError> {
-        let mut found: Option<(&'a str, &Raw)> = None;
+    fn find<'a>(&self, aliases: &[&'a str]) -> Result<Option<(&'a str, &Lenient)>, ConfigError> {
+        let mut found: Option<(&'a str, &Lenient)> = None;
         for &key in aliases {
-            let Some(value) = self.0.get(key).filter(|&value| *value != Raw::Null(())) else {
+            let Some(value) = self.0.get(key).filter(|&value| *value != Lenient::Null) else {
                 continue;
             };
             match found {
@@ -125,7 +107,7 @@ impl Keys {
         &'s self,
         aliases: &[&'a str],
         expected: &'static str,
-        convert: impl FnOnce(&'s Raw) -> Option<T>,
+        convert: impl FnOnce(&'s Lenient) -> Option<T>,
     ) -> Result<Option<(&'a str, T)>, ConfigError> {
         let Some((key, raw)) = self.find(aliases)? else {
             return Ok(None);
@@ -141,7 +123,7 @@ impl Keys {
     }
 
     fn get_size(&self, aliases: &[&str]) -> Result<Option<usize>, ConfigError> {
-        let natural = |raw: &Raw| usize::try_from(raw.natural()?).ok();
+        let natural = |raw: &Lenient| usize::try_from(raw.natural()?).ok();
         Ok(self
             .get(aliases, "a whole number", natural)?
             .map(|(_, size)| size))
@@ -160,7 +142,7 @@ impl Keys {
 
     pub(super) fn real_or(&self, aliases: &[&str], default: f64) -> Result<f64, ConfigError> {
         Ok(self
-            .get(aliases, "a number", Raw::real)?
+            .get(aliases, "a number", Lenient::real)?
             .map_or(default, |(_, real)| real))
     }
 
@@ -169,13 +151,13 @@ impl Keys {
         &self,
         aliases: &[&'a str],
     ) -> Result<Option<(&'a str, Vec<f64>)>, ConfigError> {
-        let reals = |raw: &Raw| raw.list()?.iter().map(Raw::real).collect();
+        let reals = |raw: &Lenient| raw.list()?.iter().map(Lenient::real).collect();
         self.get(aliases, "a list of numbers", reals)
     }
 
     pub(super) fn flag_or(&self, aliases: &[&str], default: bool) -> Result<bool, ConfigError> {
-        let flag = |raw: &Raw| {
-            if let Raw::Flag(value) = raw {
+        let flag = |raw: &Lenient| {
+            if let Lenient::Flag(value) = raw {
                 Some(*value)
             } else {
                 None
@@ -188,13 +170,13 @@ impl Keys {
 
     pub(super) fn text(&self, key: &str) -> Result<Option<&str>, ConfigError> {
         Ok(self
-            .get(&[key], "a string", Raw::text)?
+            .get(&[key], "a string", Lenient::text)?
             .map(|(_, text)| text))
     }
 
     pub(super) fn texts(&self, key: &str) -> Result<Option<Vec<&str>>, ConfigError> {
-        fn texts(raw: &Raw) -> Option<Vec<&str>> {
-            raw.list()?.iter().map(Raw::text).collect()
+        fn texts(raw: &Lenient) -> Option<Vec<&str>> {
+            raw.list()?.iter().map(Lenient::text).collect()
         }
         Ok(self
             .get(&[key], "a list of strings", texts)?
@@ -209,7 +191,7 @@ impl Keys {
 
     /// One token id, or a list of them.
     pub(super) fn tokens_or(&self, key: &str, default: u32) -> Result<Vec<u32>, ConfigError> {
-        let tokens = |raw: &Raw| match raw.list() {
+        let tokens = |raw: &Lenient| match raw.list() {
             Some(values) => values.iter().map(token).collect(),
             None => token(raw).map(|id| vec![id]),
         };
@@ -251,6 +233,6 @@ impl Keys {
     }
 }
 
-fn token(raw: &Raw) -> Option<u32> {
+fn token(raw: &Lenient) -> Option<u32> {
     u32::try_from(raw.natural()?).ok()
 }

@@ -7,6 +7,7 @@
 mod device;
 mod format;
 mod quantize;
+mod eden;
 mod golden;
 mod linear;
 mod transparency;

@@ -13,6 +13,7 @@ mod operand;
 mod host;
 pub(crate) mod linear;
 mod mean;
+mod sample;
 mod autodiff;
 #[cfg(all(test, feature = "ndarray"))]
 mod tests;
@@ -157,6 +158,15 @@ pub trait Nvfp4Engine: Backend {
         output: Output<'_, Self>,
     ) -> FloatTensor<Self> {
         host::gemm::<Self>(lhs, rhs, bias, output)
+    }
+
+    /// What [`gemm`](Self::gemm) multiplies these operands with, in words.
+    fn gemm_routine(
+        _lhs: &Operand<Self>,
+        _rhs: &Operand<Self>,
+        _device: &Device<Self>,
+    ) -> Cow<'static, str> {
+        Cow::Borrowed("emulated: f32 GEMM of decoded operands on the host")
     }
 
     /// `Y = X W + b`, and the operands that backward will need.

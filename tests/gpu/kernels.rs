@@ -15,6 +15,7 @@ use crate::device::{Device, Runtime, device, download, supports, upload};
 mod data;
 mod decode;
 mod golden;
+mod mean;
 mod units;
 
 use data::{AXES, EDEN, KEY, MXFP4, ROW16, SPECS, STOCHASTIC, TILE, fp8, hard_data, normal, nvfp4};

@@ -124,7 +124,9 @@ fn gradients_are_right_in_the_mean() {
     let exact: Vec<f32> = (0..d_input * d_output)
         .map(|i| {
             let (r, c) = (i / d_output, i % d_output);
-            (0..tokens).map(|t| x[t * d_input + r] * dy[t * d_output + c]).sum()
+            (0..tokens)
+                .map(|t| x[t * d_input + r] * dy[t * d_output + c])
+                .sum()
         })
         .collect();
     let product = |step| {
@@ -136,7 +138,8 @@ fn gradients_are_right_in_the_mean() {
         let rhs = dequantize(&operand(&dy, d_output, Stream::Wgrad));
         let dot = |r: &[f32], c: &[f32]| -> f32 { r.iter().zip(c).map(|(a, b)| a * b).sum() };
         let rows = lhs.chunks(tokens);
-        rows.flat_map(|r| rhs.chunks(tokens).map(move |c| dot(r, c))).collect::<Vec<_>>()
+        rows.flat_map(|r| rhs.chunks(tokens).map(move |c| dot(r, c)))
+            .collect::<Vec<_>>()
     };
     let draws = 2048;
     let one = error_of_mean(1, |key| product(key.step), &exact);
@@ -154,7 +157,12 @@ fn one_draw_errs_less_than_half_of_stochastic_rounding() {
         unrotated(&quantized(&x, rows, cols, key), cols, key)
     };
     let view = MatrixView::new(&x, rows, cols).unwrap();
-    let packed = quantize(view, Contraction::Columns, &STOCHASTIC, key(0, Stream::Wgrad));
+    let packed = quantize(
+        view,
+        Contraction::Columns,
+        &STOCHASTIC,
+        key(0, Stream::Wgrad),
+    );
     let stochastic = dequantize(&packed.unwrap());
     let error = |q: Vec<f32>| relative(&x, q.into_iter().map(f64::from));
     let (eden, stochastic) = (error(eden), error(stochastic));
@@ -195,7 +203,10 @@ fn by_the_letter(x: &[f32], key: RandomKey) -> (Vec<u8>, Vec<u8>, f32) {
         for (b, scale) in blocks.into_iter().enumerate() {
             let [r0, r1, r2, r3, ..] = key.block_bytes(amax, (v * 8 + b) as u64);
             let random = u32::from_le_bytes([r0, r1, r2, r3]) >> 12;
-            scales.push(e4m3::encode_stochastic(e4m3::decode(scale) * correction, random));
+            scales.push(e4m3::encode_stochastic(
+                e4m3::decode(scale) * correction,
+                random,
+            ));
         }
     }
     (codes, scales, amax)
@@ -221,7 +232,10 @@ fn incomplete_vectors_are_completed_before_the_transform() {
     let (rows, cols) = (19, 200);
     let x = normal(6, rows * cols);
     let packed = quantized(&x, rows, cols, key(0, Stream::Wgrad));
-    assert_eq!((packed.rows(), packed.k(), packed.padded_k()), (rows, 256, 256));
+    assert_eq!(
+        (packed.rows(), packed.k(), packed.padded_k()),
+        (rows, 256, 256)
+    );
     let mut padded = vec![0.0; rows * 256];
     for row in 0..rows {
         padded[row * 256..][..cols].copy_from_slice(&x[row * cols..][..cols]);
@@ -284,11 +298,24 @@ fn eden_goes_with_the_random_transform_alone() {
     for wrong in [
         spec(row, ScaleRule::Eden, rne, Transform::None),
         spec(row, ScaleRule::Eden, rne, fixed),
-        spec(row, ScaleRule::Eden, Rounding::Stochastic, Transform::RandomHadamard),
-        spec(BlockShape::Tile16x16, ScaleRule::Eden, rne, Transform::RandomHadamard),
+        spec(
+            row,
+            ScaleRule::Eden,
+            Rounding::Stochastic,
+            Transform::RandomHadamard,
+        ),
+        spec(
+            BlockShape::Tile16x16,
+            ScaleRule::Eden,
+            rne,
+            Transform::RandomHadamard,
+        ),
         spec(row, ScaleRule::Tensor, rne, Transform::RandomHadamard),
         spec(row, ScaleRule::Row, rne, Transform::RandomHadamard),
-        presets::MXFP4.wgrad.lhs.with_transform(Transform::RandomHadamard),
+        presets::MXFP4
+            .wgrad
+            .lhs
+            .with_transform(Transform::RandomHadamard),
     ] {
         assert!(quantized(wrong).is_err(), "{wrong:?}");
     }

@@ -8,6 +8,8 @@ mod device;
 mod format;
 mod quantize;
 mod eden;
+mod stats;
+mod oscillation;
 mod golden;
 mod linear;
 mod transparency;

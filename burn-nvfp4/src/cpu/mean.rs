@@ -23,16 +23,13 @@ pub fn token_mean<E: Element>(x: MatrixView<'_, E>, over: Contraction) -> Vec<f3
 
 /// The matrix without its [`token_mean`], each difference rounded to f32; `[tokens, columns]`,
 /// whichever axis the tokens have in the view.
-pub fn without_mean<E: Element>(
-    x: MatrixView<'_, E>,
-    over: Contraction,
-    mean: &[f32],
-) -> Vec<f32> {
+pub fn without_mean<E: Element>(x: MatrixView<'_, E>, over: Contraction, mean: &[f32]) -> Vec<f32> {
     match over {
         Contraction::Rows => {
             let rows = x.data().chunks_exact(x.cols().max(1));
             let difference = |(x, mean): (&E, &f32)| x.to_f32() - mean;
-            rows.flat_map(|row| row.iter().zip(mean).map(difference)).collect()
+            rows.flat_map(|row| row.iter().zip(mean).map(difference))
+                .collect()
         }
         Contraction::Columns => {
             let element = |token: usize, column: usize| x.data()[column * x.cols() + token];
@@ -93,7 +90,9 @@ mod tests {
     #[test]
     fn both_axes_of_a_view_give_the_same_bits() {
         let (tokens, columns) = (300, 7);
-        let x: Vec<f32> = (0..tokens * columns).map(|i| (i as f32 * 0.37).sin() + 3.0).collect();
+        let x: Vec<f32> = (0..tokens * columns)
+            .map(|i| (i as f32 * 0.37).sin() + 3.0)
+            .collect();
         let turned: Vec<f32> = (0..tokens * columns)
             .map(|i| x[i % tokens * columns + i / tokens])
             .collect();
@@ -103,7 +102,12 @@ mod tests {
         assert_eq!(mean, token_mean(cols, Contraction::Columns));
         let rest = without_mean(rows, Contraction::Rows, &mean);
         assert_eq!(rest, without_mean(cols, Contraction::Columns, &mean));
-        let exact: f64 = x.iter().step_by(columns).map(|&x| f64::from(x)).sum::<f64>() / 300.0;
+        let exact: f64 = x
+            .iter()
+            .step_by(columns)
+            .map(|&x| f64::from(x))
+            .sum::<f64>()
+            / 300.0;
         assert!((f64::from(mean[0]) - exact).abs() < 1e-6);
         let left: f64 = rest.iter().step_by(columns).map(|&x| f64::from(x)).sum();
         assert!(left.abs() < 1e-3, "{left}");
@@ -111,7 +115,9 @@ mod tests {
 
     #[test]
     fn sums_run_in_the_order_of_the_text() {
-        let x: Vec<f32> = (0..1000).map(|i| 1.0 + (i as f32 * 1.7).cos() * 1e-3).collect();
+        let x: Vec<f32> = (0..1000)
+            .map(|i| 1.0 + (i as f32 * 1.7).cos() * 1e-3)
+            .collect();
         let view = MatrixView::new(&x, 1000, 1).unwrap();
         let add = |sum: f32, x: &f32| sum + x;
         let runs: Vec<f32> = x.chunks(128).map(|run| run.iter().fold(0.0, add)).collect();

@@ -8,8 +8,8 @@ use rayon::prelude::*;
 
 use super::amax::{slice_amax, tensor_amax};
 use super::block_scale::BlockRule;
-use super::element::{Contraction, Element, MatrixView};
 use super::eden::Eden;
+use super::element::{Contraction, Element, MatrixView};
 use super::four_over_six::FourOverSix;
 use super::strip::{GROUP, Grid, PARALLEL_FROM, Rotation, Strip};
 use crate::error::QuantizeError;

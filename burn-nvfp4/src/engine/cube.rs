@@ -8,6 +8,8 @@ mod sides;
 mod upload;
 mod watch;
 
+use std::borrow::Cow;
+
 use burn_backend::ops::FloatTensorOps;
 use burn_backend::tensor::{Device, FloatTensor};
 use burn_backend::{Backend, DType, DeviceOps, Shape};
@@ -190,6 +192,20 @@ where
             Sides::Dense(sides, alpha) => dense(*sides, alpha, bias, dtype),
         };
         Self::float_reshape(product, output.shape)
+    }
+
+    fn gemm_routine(
+        lhs: &Operand<Self>,
+        rhs: &Operand<Self>,
+        device: &Device<Self>,
+    ) -> Cow<'static, str> {
+        let routines = routines::<R>(device);
+        let reason = if sides::both_packed(lhs, rhs) {
+            &routines.fp4.reason
+        } else {
+            &routines.dense.reason
+        };
+        Cow::Owned(reason.to_string())
     }
 
     fn support(device: &Device<Self>) -> Support {

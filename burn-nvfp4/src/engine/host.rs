@@ -11,6 +11,7 @@ use crate::cpu::{self, Contraction, DecodedMatrix, Element, MatrixView};
 use crate::format::{PackedMatrix, TensorScale};
 use crate::recipe::OperandSpec;
 use crate::runtime::{self, NonFinite};
+use crate::stats::OperandStatistics;
 
 /// A float matrix in host memory.
 #[derive(Clone, Copy, Debug)]
@@ -99,6 +100,22 @@ impl<'a> HostMatrix<'a> {
         };
         let view = MatrixView::new(data, rows, cols).expect("dense data fills its shape");
         (view, along)
+    }
+
+    /// What quantizing it would do.
+    pub(super) fn statistics(self, request: &OperandRequest<'_>) -> OperandStatistics {
+        on_slice!(self.data, data => {
+            let (view, along) = self.view(data, request.along);
+            OperandStatistics::measure(view, along, &request.spec, request.key)
+        })
+        .expect("the spec is a quantized one and the view fills its shape")
+    }
+
+    /// Share of the elements that are at least `bound`.
+    pub(crate) fn share_from(self, bound: f32) -> f64 {
+        let values = self.to_f32();
+        let from = values.iter().filter(|value| **value >= bound).count();
+        from as f64 / values.len().max(1) as f64
     }
 
     /// The matrix without its mean over tokens, row-major, and that mean.

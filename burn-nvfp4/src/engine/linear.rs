@@ -18,14 +18,19 @@ use burn_backend::tensor::{Device, FloatTensor};
 use burn_backend::{Backend, DType, Shape, TensorMetadata};
 
 use super::mean::{Centred, add_outer};
-use super::{Lifetime, Nvfp4Engine, Operand, OperandRequest, Output};
-use crate::cpu::Contraction;
-use crate::recipe::{BackwardReads, OperandSpec};
-use crate::rng::Stream;
+use super::{Lifetime, Nvfp4Engine, Operand, OperandRequest, Output, sample};
+use crate::recipe::OperandSpec;
 use crate::runtime::LinearPlan;
 
-/// Random bytes of an operand as fprop reads it, should a recipe round it stochastically.
-const FPROP: Stream = Stream::Other(0);
+mod uses;
+
+pub(super) use uses::{KeptUse, KeptUses};
+use uses::{
+    Use, dgrad_use, dgrad_weight_use, fprop_weight_use, fprop_x_use, wgrad_use, wgrad_x_use,
+};
+
+/// What [`Nvfp4Engine::quantize_operands`] returns.
+const ONE_EACH: &str = "one operand for each request";
 
 /// Which operands backward will need: the weight if `X` has a gradient, `X` if the weight has one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,14 +90,18 @@ pub(crate) fn fprop<B: Nvfp4Engine>(
     if !recipe.fprop.is_quantized() && !B::has_own_gemm(&device) {
         let dtype = x.dtype();
         let (x_kept, x_mean) = keep_x::<B>(x.clone(), plan, kept.x);
+        sample::burns_own::<B>("fprop", &x, plan);
         let y = B::linear(
             x,
             cast::<B>(weight, dtype),
             bias.map(|bias| cast::<B>(bias, dtype)),
         );
-        let weight = rhs.later(plan);
-        let x = x_kept;
-        return (y, Kept { weight, x, x_mean });
+        let kept = Kept {
+            weight: rhs.later(plan),
+            x: x_kept,
+            x_mean,
+        };
+        return (y, kept);
     }
     let output = Output {
         shape,
@@ -111,6 +120,7 @@ pub(crate) fn fprop<B: Nvfp4Engine>(
         }
         Some(_) | None => bias,
     };
+    sample::gemm::<B>("fprop", recipe.fprop, [&lhs, &rhs], plan, &device);
     let y = B::gemm(&lhs, &rhs, bias, output);
     let kept = Kept {
         weight: kept_weight,
@@ -160,12 +170,13 @@ pub(crate) fn dgrad<B: Nvfp4Engine>(
     like: Like,
 ) -> FloatTensor<B> {
     if let Some((weight, dy)) = plain_dgrad::<B>(weight, &dy, plan) {
+        sample::burns_own::<B>("dgrad", &dy, plan);
         return cast::<B>(B::linear_x_backward(weight, dy), like.1);
     }
     let device = B::float_device(&dy);
     let Centred { rest, mean } = Centred::<B>::new(dy, plan);
     let dy = dgrad_use(plan).quantize::<B>(rest, plan, Lifetime::OneGemm);
-    x_gradient::<B>(&dy, weight, mean, output::<B>(like, &device))
+    x_gradient::<B>(&dy, weight, mean, plan, output::<B>(like, &device))
 }
 
 /// The GEMM of dgrad, and the mean of `dY` through the weight.
@@ -173,9 +184,12 @@ fn x_gradient<B: Nvfp4Engine>(
     dy: &Operand<B>,
     weight: &Operand<B>,
     mean: Option<FloatTensor<B>>,
+    plan: &LinearPlan,
     output: Output<'_, B>,
 ) -> FloatTensor<B> {
-    let bias = mean.map(|mean| B::multiply_row(mean, weight, None, output.device));
+    let device = output.device;
+    sample::gemm::<B>("dgrad", plan.recipe.dgrad, [dy, weight], plan, device);
+    let bias = mean.map(|mean| B::multiply_row(mean, weight, None, device));
     B::gemm(dy, weight, bias, output)
 }
 
@@ -205,24 +219,30 @@ pub(crate) fn wgrad<B: Nvfp4Engine>(
     like: Like,
 ) -> FloatTensor<B> {
     if let Some((x, dy)) = plain_wgrad::<B>(x, &dy, plan, like.1) {
+        sample::burns_own::<B>("wgrad", &dy, plan);
         return B::linear_weight_backward(x, dy);
     }
     let device = B::float_device(&dy);
     let tokens = tokens(&dy.shape());
     let Centred { rest, mean } = Centred::<B>::new(dy, plan);
     let dy = wgrad_use(plan).quantize::<B>(rest, plan, Lifetime::OneGemm);
-    weight_gradient::<B>(x, &dy, x_mean.zip(mean), tokens, output::<B>(like, &device))
+    let means = x_mean.zip(mean).map(|means| (means, tokens));
+    weight_gradient::<B>(x, &dy, means, plan, output::<B>(like, &device))
 }
+
+/// The means of `X` and of `dY`, and the number of tokens.
+type Means<B> = ((FloatTensor<B>, FloatTensor<B>), usize);
 
 /// The GEMM of wgrad, and the product of both means.
 fn weight_gradient<B: Nvfp4Engine>(
     x: &Operand<B>,
     dy: &Operand<B>,
-    means: Option<(FloatTensor<B>, FloatTensor<B>)>,
-    tokens: usize,
+    means: Option<Means<B>>,
+    plan: &LinearPlan,
     output: Output<'_, B>,
 ) -> FloatTensor<B> {
-    let Some((x_mean, dy_mean)) = means else {
+    sample::gemm::<B>("wgrad", plan.recipe.wgrad, [x, dy], plan, output.device);
+    let Some(((x_mean, dy_mean), tokens)) = means else {
         return B::gemm(x, dy, None, output);
     };
     let dtype = output.dtype;
@@ -276,12 +296,7 @@ pub(crate) fn x_backward<B: Nvfp4Engine>(
     plan: &LinearPlan,
     like: Like,
 ) -> FloatTensor<B> {
-    let weight = for_backward::<B>(
-        weight,
-        fprop_weight_use(plan),
-        dgrad_weight_use(plan),
-        plan,
-    );
+    let weight = for_backward::<B>(weight, fprop_weight_use(plan), dgrad_weight_use(plan), plan);
     dgrad::<B>(&weight, dy, plan, like)
 }
 
@@ -346,13 +361,14 @@ pub(crate) fn backward<B: Nvfp4Engine>(
                     rows.request(plan, Lifetime::OneGemm),
                     columns.request(plan, Lifetime::OneGemm),
                 ];
-                pair(B::quantize_operands(dy, &requests, None))
+                pair(quantize_all(dy, &requests, None, plan))
             };
             let output_x = output::<B>(x, &device);
-            let dx = x_gradient::<B>(&for_dx, &kept_weight, mean.clone(), output_x);
+            let dx = x_gradient::<B>(&for_dx, &kept_weight, mean.clone(), plan, output_x);
             drop((for_dx, kept_weight));
-            let (means, output_w) = (x_mean.zip(mean), output::<B>(weight, &device));
-            let dw = weight_gradient::<B>(&kept_x, &for_dw, means, tokens, output_w);
+            let means = x_mean.zip(mean).map(|means| (means, tokens));
+            let output_w = output::<B>(weight, &device);
+            let dw = weight_gradient::<B>(&kept_x, &for_dw, means, plan, output_w);
             (Some(dx), Some(dw))
         }
         Kept {
@@ -369,8 +385,19 @@ pub(crate) fn backward<B: Nvfp4Engine>(
 
 /// The operands of two requests.
 fn pair<B: Backend>(operands: Vec<Operand<B>>) -> (Operand<B>, Operand<B>) {
-    let [first, second] = operands.try_into().expect("one operand for each request");
+    let [first, second] = operands.try_into().expect(ONE_EACH);
     (first, second)
+}
+
+/// Operands of the same tensor; in a sampled step what that does is measured first.
+fn quantize_all<B: Nvfp4Engine>(
+    x: FloatTensor<B>,
+    requests: &[OperandRequest<'_>],
+    other: Option<&Operand<B>>,
+    plan: &LinearPlan,
+) -> Vec<Operand<B>> {
+    sample::operands::<B>(&x, requests, plan);
+    B::quantize_operands(x, requests, other)
 }
 
 /// `db`, the sum of the unquantized `dY` over tokens, in `dtype`.
@@ -384,155 +411,6 @@ pub(crate) fn cast<B: Backend>(tensor: FloatTensor<B>, dtype: DType) -> FloatTen
         tensor
     } else {
         B::float_cast(tensor, dtype.into())
-    }
-}
-
-/// One use of a tensor as an operand.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Use {
-    pub(super) spec: OperandSpec,
-    pub(super) along: Contraction,
-    operand: &'static str,
-    stream: Stream,
-}
-
-/// How backward will read what forward keeps of a tensor.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct KeptUse {
-    pub(super) later: Use,
-    /// What fprop packs for itself is kept.
-    pub(super) one_packing: bool,
-}
-
-impl KeptUse {
-    fn new<B: Nvfp4Engine>(now: Use, later: Use, device: &Device<B>) -> Self {
-        let one_packing =
-            later.spec == now.spec && now.spec.is_transposable() && B::packs_for_both_axes(device);
-        Self { later, one_packing }
-    }
-}
-
-/// What forward keeps.
-pub(super) struct KeptUses {
-    pub(super) weight: Option<KeptUse>,
-    pub(super) x: Option<KeptUse>,
-}
-
-impl KeptUses {
-    pub(super) fn new<B: Nvfp4Engine>(
-        plan: &LinearPlan,
-        wanted: Wanted,
-        device: &Device<B>,
-    ) -> Self {
-        let kept = |now, later| KeptUse::new::<B>(now, later, device);
-        Self {
-            weight: wanted
-                .weight()
-                .then(|| kept(fprop_weight_use(plan), dgrad_weight_use(plan))),
-            x: wanted
-                .x()
-                .then(|| kept(fprop_x_use(plan), wgrad_x_use(plan))),
-        }
-    }
-}
-
-impl Use {
-    fn request(self, plan: &LinearPlan, lifetime: Lifetime) -> OperandRequest<'_> {
-        let Self {
-            spec,
-            along,
-            operand,
-            stream,
-        } = self;
-        OperandRequest {
-            spec,
-            along,
-            key: plan.key(stream),
-            lifetime,
-            layer: plan.layer_name(),
-            operand,
-        }
-    }
-
-    fn quantize<B: Nvfp4Engine>(
-        self,
-        x: FloatTensor<B>,
-        plan: &LinearPlan,
-        lifetime: Lifetime,
-    ) -> Operand<B> {
-        B::quantize_operand(x, &self.request(plan, lifetime))
-    }
-
-    /// True if this use of backward's is made from what fprop multiplied, `now`.
-    fn reads_fprop(self, now: Self, plan: &LinearPlan) -> bool {
-        plan.recipe.backward_reads == BackwardReads::FpropOperands && now.spec.is_quantized()
-    }
-
-    /// For fprop, whose other operand may be there already.
-    fn quantize_for<B: Nvfp4Engine>(
-        self,
-        x: FloatTensor<B>,
-        plan: &LinearPlan,
-        lifetime: Lifetime,
-        other: Option<&Operand<B>>,
-    ) -> Operand<B> {
-        let request = self.request(plan, lifetime);
-        let mut made = B::quantize_operands(x, &[request], other);
-        made.pop().expect("one operand for each request")
-    }
-}
-
-fn fprop_x_use(plan: &LinearPlan) -> Use {
-    Use {
-        spec: plan.recipe.fprop.lhs,
-        along: Contraction::Columns,
-        operand: "fprop.lhs",
-        stream: FPROP,
-    }
-}
-
-fn fprop_weight_use(plan: &LinearPlan) -> Use {
-    Use {
-        spec: plan.recipe.fprop.rhs,
-        along: Contraction::Rows,
-        operand: "fprop.rhs",
-        stream: FPROP,
-    }
-}
-
-fn dgrad_weight_use(plan: &LinearPlan) -> Use {
-    Use {
-        spec: plan.recipe.dgrad.rhs,
-        along: Contraction::Columns,
-        operand: "dgrad.rhs",
-        stream: Stream::DgradWeight,
-    }
-}
-
-fn wgrad_x_use(plan: &LinearPlan) -> Use {
-    Use {
-        spec: plan.recipe.wgrad.lhs,
-        along: Contraction::Rows,
-        operand: "wgrad.lhs",
-        stream: Stream::WgradX,
-    }
-}
-
-fn dgrad_use(plan: &LinearPlan) -> Use {
-    Use {
-        spec: plan.recipe.dgrad.lhs,
-        along: Contraction::Columns,
-        operand: "dgrad.lhs",
-        stream: Stream::Dgrad,
-    }
-}
-
-fn wgrad_use(plan: &LinearPlan) -> Use {
-    Use {
-        spec: plan.recipe.wgrad.rhs,
-        along: Contraction::Rows,
-        operand: "wgrad.rhs",
-        stream: Stream::Wgrad,
     }
 }
 
@@ -574,7 +452,7 @@ impl<B: Nvfp4Engine> Shared<B> {
                     now.request(plan, Lifetime::OneGemm),
                     later.request(plan, Lifetime::Kept),
                 ];
-                let (now, kept) = pair(B::quantize_operands(tensor, &requests, other));
+                let (now, kept) = pair(quantize_all(tensor, &requests, other, plan));
                 (now, Some(kept))
             }
             Some(_) => {

@@ -5,8 +5,8 @@
 
 use super::RecipeError;
 use super::spec::{
-    BackwardReads, BlockError, BlockShape, E8m0Rule, ErrorArithmetic, Fp8Scaling, GemmSpec, OperandSpec, Recipe,
-    Rounding, ScaleBound, ScaleRule, TokenMean, Transform,
+    BackwardReads, BlockError, BlockShape, E8m0Rule, ErrorArithmetic, Fp8Scaling, GemmSpec,
+    OperandSpec, Recipe, Rounding, ScaleBound, ScaleRule, TokenMean, Transform,
 };
 
 /// A recipe with a name.

@@ -292,6 +292,7 @@ fn policy(arguments: &EvalArgs, config: &HybridConfig) -> Result<Option<Policy>,
         backend: arguments.backend,
         recipe: presets::by_name(name).map_err(Failure::usage)?.recipe,
         policy: arguments.policy.clone(),
+        warm_up: None,
         high_precision_forward_from: None,
         overrides: Vec::new(),
     };

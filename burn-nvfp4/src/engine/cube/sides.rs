@@ -1,9 +1,9 @@
 //! The two operands of a GEMM in device memory, brought to the form that its routine reads.
 
 use burn_backend::{Backend, DType, Shape};
+use burn_cubecl::CubeRuntime;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
-use burn_cubecl::CubeRuntime;
 use burn_std::{Metadata, strides};
 
 use super::super::host::flat_dims;
@@ -95,6 +95,15 @@ where
         }) => Some(packed_tensor(packed).scale()),
         Operand::Device(_) | Operand::Packed { .. } | Operand::Decoded(_) => None,
     }
+}
+
+/// True if FP4 tensor cores multiply the two as they lie.
+pub(super) fn both_packed<B, R>(lhs: &Operand<B>, rhs: &Operand<B>) -> bool
+where
+    B: Backend<FloatTensorPrimitive = CubeTensor<R>>,
+    R: CubeRuntime,
+{
+    packed_only(lhs).is_some() && packed_only(rhs).is_some()
 }
 
 /// Rows of an operand: the axis that a GEMM does not sum over.

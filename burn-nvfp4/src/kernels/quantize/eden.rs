@@ -90,12 +90,7 @@ fn offset(vector: u32, member: u32) -> usize {
 
 /// Rotates the vectors of a cube; each unit has its group in `values`, before and after.
 #[cube]
-fn rotate(
-    values: &mut Array<f32>,
-    shared: &mut SharedMemory<f32>,
-    signs: &Signs,
-    own: Member,
-) {
+fn rotate(values: &mut Array<f32>, shared: &mut SharedMemory<f32>, signs: &Signs, own: Member) {
     let pair = own.member / 2u32;
     let low = select(pair == 0u32, signs.w0, signs.w1);
     let high = select(pair == 2u32, signs.w2, signs.w3);

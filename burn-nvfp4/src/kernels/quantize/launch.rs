@@ -183,8 +183,9 @@ impl Task {
         let along = if square { Contraction::Columns } else { asked };
         let slot = match (job.spec.transform(), along) {
             (Transform::None, _) => Slot::Plain,
-            (Transform::Hadamard { .. }, Contraction::Columns)
-            | (Transform::RandomHadamard, _) => Slot::Columns,
+            (Transform::Hadamard { .. }, Contraction::Columns) | (Transform::RandomHadamard, _) => {
+                Slot::Columns
+            }
             (Transform::Hadamard { .. }, Contraction::Rows) => Slot::Rows,
         };
         let tensor = AmaxSource::Partials(slot);

@@ -76,6 +76,8 @@ pub struct Samples {
 /// called forward.
 pub fn set_sampling<B: Backend>(device: &B::Device, every: Option<NonZeroU64>) {
     runtime::set_sampling::<B>(device, every);
+    // Another run may be at the same step.
+    runtime::with_samples::<B, _>(device, |store| store.seen.clear());
 }
 
 /// The samples of `device` since the last call.

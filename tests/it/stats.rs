@@ -224,3 +224,51 @@ fn counts_are_those_of_a_search() {
     assert_eq!(got.zero_scale_blocks, zero / scales.len() as f64);
     assert_eq!(got.scaled_to_four, Some(four / scales.len() as f64));
 }
+
+/// Milliseconds of a step of one linear, forward and backward, the best of several rounds.
+fn milliseconds(steps: u64) -> f64 {
+    let device = Default::default();
+    let [tokens, d_input, d_output] = [1024, 512, 512];
+    let tensor = |salt, rows: usize, cols: usize| {
+        let data = TensorData::new(normal(salt, rows * cols), [rows, cols]);
+        Tensor::<B, 2>::from_data(data, &device)
+    };
+    let x = tensor(1, tokens, d_input);
+    let (w, dy) = (tensor(2, d_input, d_output), tensor(3, tokens, d_output));
+    let round = || {
+        let start = std::time::Instant::now();
+        for step in 0..steps {
+            set_progress::<NdArray>(&device, Progress { step, total: 1000 });
+            let (x, w) = (x.clone().require_grad(), w.clone().require_grad());
+            let y = layer("up_proj", || burn::tensor::module::linear(x, w, None));
+            drop((y * dy.clone()).sum().backward());
+        }
+        start.elapsed().as_secs_f64() * 1e3 / steps as f64
+    };
+    (0..5).map(|_| round()).fold(f64::MAX, f64::min)
+}
+
+#[test]
+#[ignore = "a measurement: docs/performance.md"]
+fn what_recipes_and_samples_cost() {
+    let _turn = exclusive();
+    for name in [
+        "high_precision",
+        "nvidia",
+        "four_over_six_1d",
+        "quartet2",
+        "averis",
+    ] {
+        use_recipe::<NdArray>(presets::by_name(name).unwrap().recipe);
+        set_sampling::<NdArray>(&Default::default(), None);
+        let without = milliseconds(10);
+        sample_every(1);
+        let with = milliseconds(10);
+        set_sampling::<NdArray>(&Default::default(), None);
+        taken();
+        let hundredth = (with - without) / without;
+        println!(
+            "{name:<18} {without:7.2} ms, sampled {with:7.2} ms: 1 in 100 adds {hundredth:.2} %"
+        );
+    }
+}

@@ -135,6 +135,8 @@ where
         device: &Device<Self>,
     ) -> FloatTensor<Self> {
         let n = sides::rows(rhs);
+        // A factor that came with the operand belongs to the GEMM that it was quantized for.
+        let rhs = rhs.clone().without_alpha();
         let row = Operand::HighPrecision {
             tensor: row,
             along: Contraction::Columns,
@@ -144,7 +146,7 @@ where
             dtype: DType::F32,
             device,
         };
-        Self::float_reshape(Self::gemm(&row, rhs, bias, output), Shape::new([n]))
+        Self::float_reshape(Self::gemm(&row, &rhs, bias, output), Shape::new([n]))
     }
 
     fn split_token_mean(x: FloatTensor<Self>) -> (FloatTensor<Self>, FloatTensor<Self>) {

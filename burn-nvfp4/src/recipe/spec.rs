@@ -395,12 +395,12 @@ impl Recipe {
         self.fprop.is_quantized() || self.dgrad.is_quantized() || self.wgrad.is_quantized()
     }
 
-    /// True if linears multiply the mean over tokens on its own. In wgrad it takes both means, so
-    /// it takes a quantized backward; fprop does so where it is quantized.
+    /// True if linears multiply the mean over tokens on its own. In wgrad that takes both means, so
+    /// all operands of backward are quantized; fprop does so where it is quantized.
     pub(crate) fn keeps_means_apart(&self) -> bool {
-        self.token_mean == TokenMean::Apart
-            && self.dgrad.is_quantized()
-            && self.wgrad.is_quantized()
+        let Self { dgrad, wgrad, .. } = self;
+        let backward = [dgrad.lhs, dgrad.rhs, wgrad.lhs, wgrad.rhs];
+        self.token_mean == TokenMean::Apart && backward.iter().all(OperandSpec::is_quantized)
     }
 
     /// Checks that every combination in the recipe has an arithmetic.
@@ -432,7 +432,7 @@ impl Recipe {
         if self.token_mean == TokenMean::Apart && !self.keeps_means_apart() {
             return Err(RecipeError::Unsupported {
                 place: "token_mean".to_owned(),
-                reason: "a mean that is kept apart needs quantized operands in dgrad and wgrad",
+                reason: "a mean that is kept apart needs dgrad and wgrad with quantized operands",
             });
         }
         self.check_backward_reads()
@@ -492,7 +492,9 @@ impl OperandSpec {
             }
             ScaleRule::Eden if !random => Some("EDEN scales need the random Hadamard transform"),
             ScaleRule::Eden => None,
-            _ if random => Some(ALONE),
+            ScaleRule::Tensor | ScaleRule::Row | ScaleRule::FourOverSix { .. } if random => {
+                Some(ALONE)
+            }
             ScaleRule::FourOverSix { .. } if hadamard => {
                 Some("four-over-six is not defined together with the Hadamard transform")
             }

@@ -10,7 +10,7 @@ use crate::cpu::{
     Contraction, Element, MatrixView, dequantize, hadamard, quantize, random_hadamard,
 };
 use crate::error::QuantizeError;
-use crate::format::scale::{NVFP4_Q_MAX_256, Nvfp4Scaling};
+use crate::format::scale::Nvfp4Scaling;
 use crate::format::{BlockScales, PackedMatrix, e2m1, e4m3};
 use crate::recipe::{OperandSpec, ScaleRule, Transform};
 use crate::rng::RandomKey;
@@ -171,7 +171,7 @@ impl OperandStatistics {
     /// Compares `[rows, k]`, transformed as the spec says, with its quantized form.
     pub fn of<E: Element>(x: &[E], matrix: &PackedMatrix, spec: &OperandSpec) -> Self {
         let sums = ErrorSums::new(x, matrix, &dequantize(matrix));
-        let blocks = block_counts(x, matrix, spec);
+        let blocks = block_counts(x, matrix);
         let share = |count: u64| ratio(count as f64, blocks.count as f64);
         let four_over_six = matches!(
             spec,
@@ -237,20 +237,14 @@ struct BlockCounts {
     four: u64,
 }
 
-fn block_counts<E: Element>(x: &[E], matrix: &PackedMatrix, spec: &OperandSpec) -> BlockCounts {
+fn block_counts<E: Element>(x: &[E], matrix: &PackedMatrix) -> BlockCounts {
     let BlockScales::E4m3(scales) = matrix.block_scales() else {
         return BlockCounts::default();
     };
     let (k, block) = (matrix.k(), matrix.format().block_dims());
     let per_row = matrix.padded_k() / block.k;
-    let q_max = match spec {
-        OperandSpec::Nvfp4 {
-            scale: ScaleRule::FourOverSix { .. },
-            ..
-        } => matrix.tensor_scale().q_max,
-        _ => NVFP4_Q_MAX_256,
-    };
-    let scaling = Nvfp4Scaling::new(matrix.tensor_scale().max_amax(), q_max);
+    let scale = matrix.tensor_scale();
+    let scaling = Nvfp4Scaling::new(scale.max_amax(), scale.q_max);
     let mut counts = BlockCounts::default();
     for (index, &scale) in scales.iter().enumerate() {
         let (row, col) = (index / per_row * block.rows, index % per_row * block.k);

@@ -6,8 +6,8 @@
 //! block scales, and their rounding is stochastic so that it stays right in the mean there too.
 //!
 //! 1. Block scales that clip a little, nowhere 0, and codes rounded to nearest.
-//! 2. Both sums over a vector of 128: sixteen terms in index order, the eight groups as a tree
-//!    (4, 2, 1 apart).
+//! 2. Both sums over a vector of 128: sixteen terms in index order, times the square of the group's
+//!    scale, the eight groups as a tree (4, 2, 1 apart).
 //! 3. Every block scale times the correction, rounded to E4M3 by twenty bits of its own.
 //!
 //! Codes belong to the scales of step 1, decoding to those of step 3.
@@ -51,7 +51,11 @@ pub(super) fn correct_scales(strip: &mut Strip, rule: &Eden) {
             let encode = rule.scaling.block_encode_scale(scale);
             strip.bytes[first + member] = scale;
             strip.encode[first + member] = encode;
-            (norms[member], overlaps[member]) = group_sums(x, encode);
+            // Sums in units of the group's own scale, brought to those of the tensor.
+            let (norm, overlap) = group_sums(x, encode);
+            let weight = e4m3::decode(scale) * e4m3::decode(scale);
+            norms[member] = norm * weight;
+            overlaps[member] = overlap * weight;
         }
         let correction = eden_correction(tree_sum(norms), tree_sum(overlaps));
         for block in first..first + MEMBERS {

@@ -282,8 +282,10 @@ fn scale_of_group(
         overlap += rounded_product(y, q, arguments.zero);
     }
     let start = offset(own.vector, own.member);
-    shared[start] = norm;
-    shared[start + 1] = overlap;
+    // Sums in units of the group's own scale, brought to those of the tensor.
+    let weight = scale * scale;
+    shared[start] = rounded_product(norm, weight, arguments.zero);
+    shared[start + 1] = rounded_product(overlap, weight, arguments.zero);
     sync_cube();
     let first = offset(own.vector, 0u32);
     let norm = tree_sum(shared, first);

@@ -116,8 +116,8 @@ pub trait Nvfp4Engine: Backend {
         )
     }
 
-    /// Multiplies `row`, f32 `[1, k]`, by the transpose of `rhs [n, k]` and adds `bias [n]`, in f32:
-    /// what a GEMM then adds to every row, `[n]`. The default sums along `k` in index order.
+    /// Multiplies `row`, f32 `[1, k]`, by the transpose of `rhs [n, k]` and adds `bias [n]`, in
+    /// f32: what a GEMM then adds to every row, `[n]`. The default sums along `k` in index order.
     fn multiply_row(
         row: FloatTensor<Self>,
         rhs: &Operand<Self>,

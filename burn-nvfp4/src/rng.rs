@@ -116,8 +116,8 @@ impl RandomKey {
         [low_word(block), low_word(self.step), amax.to_bits(), last]
     }
 
-    /// The sign flips of a random Hadamard transform, bit `i` of 128 for element `i`: equal for both
-    /// operands of a GEMM, so nothing of either is in the counter (numerics §11).
+    /// The sign flips of a random Hadamard transform, bit `i` of 128 for element `i`: equal for
+    /// both operands of a GEMM, so nothing of either is in the counter (numerics §11).
     pub const fn signs(&self) -> [u32; 4] {
         let gemm = match self.stream {
             Stream::Dgrad | Stream::DgradWeight => 0,

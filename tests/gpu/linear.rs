@@ -105,8 +105,7 @@ fn quantized_presets() -> impl Iterator<Item = &'static Preset> {
     })
 }
 
-/// Samples are read back from the device and measured by the CPU's arithmetic: the same numbers, but
-/// for gradients of which only the order of sums differs.
+/// Samples are read back from the device and measured by the CPU's arithmetic: the same numbers.
 #[test]
 fn samples_of_a_device_are_those_of_the_cpu() {
     let Some(_turn) = exclusive() else { return };

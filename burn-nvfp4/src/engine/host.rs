@@ -257,8 +257,8 @@ pub(super) fn dequantize<B: Nvfp4Engine>(
     out
 }
 
-/// [`Nvfp4Engine::multiply_row`] on the host. Not a GEMM of one row: which order that sums in depends
-/// on how the operand lies.
+/// [`Nvfp4Engine::multiply_row`] on the host. Not a GEMM of one row: in which order that sums
+/// depends on how the operand lies.
 pub(super) fn multiply_row<B: Nvfp4Engine>(
     row: FloatTensor<B>,
     rhs: &Operand<B>,

@@ -5,7 +5,7 @@
 //! 1. a layer in one of the first or last blocks that the policy keeps is in high precision;
 //! 2. else the last override whose pattern matches the layer's name gives the recipe;
 //! 3. else, and for layers without a name, it is the base recipe;
-//! 4. until the warm-up is over, the GEMMs that this quantizes run as the warm-up's recipe has them;
+//! 4. until the warm-up is over, the GEMMs that this quantizes run as its recipe has them;
 //! 5. once the late switch is reached, fprop is in high precision, whatever 1 to 4 gave.
 //!
 //! The block of a layer is the number after `layers.` or `blocks.` in its name. Patterns are globs

@@ -13,14 +13,17 @@ mod strip;
 mod elements;
 mod block_scale;
 mod four_over_six;
+mod eden;
 mod plan;
 mod quantize;
 mod dequantize;
 mod gemm;
+mod mean;
 
 pub use amax::tensor_amax;
 pub use dequantize::{decode_operand, dequantize, dequantize_into};
 pub use element::{Contraction, Element, MatrixView};
 pub use gemm::{Alpha, DecodedMatrix, gemm, gemm_alpha, gemm_decoded, gemm_f64};
-pub use hadamard::hadamard;
+pub use hadamard::{hadamard, random_hadamard};
+pub use mean::{token_mean, without_mean};
 pub use quantize::{quantize, quantize_operand, quantize_with_amax};

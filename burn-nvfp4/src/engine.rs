@@ -12,6 +12,8 @@
 mod operand;
 mod host;
 pub(crate) mod linear;
+mod mean;
+mod sample;
 mod autodiff;
 #[cfg(all(test, feature = "ndarray"))]
 mod tests;
@@ -38,6 +40,7 @@ pub use operand::{
     PackedLayout,
 };
 
+use crate::cpu::Contraction;
 pub use crate::format::Reading;
 use crate::packed_weights::PackedWeight;
 use crate::runtime::LinearPlan;
@@ -90,6 +93,44 @@ pub trait Nvfp4Engine: Backend {
             .collect()
     }
 
+    /// The values that a GEMM multiplies of a quantized operand, in f32 and in the shape of the
+    /// tensor that it was made of `along`: code times block scale, times `amax * f32(1 / q_max)`.
+    ///
+    /// Not for operands behind a transform, which hold rotated values.
+    fn dequantize_operand(
+        operand: &Operand<Self>,
+        along: Contraction,
+        shape: Shape,
+        device: &Device<Self>,
+    ) -> FloatTensor<Self> {
+        let values = host::dequantize::<Self>(operand, along, &shape);
+        Self::from_values(values, shape, DType::F32, device)
+    }
+
+    /// `x`, which has elements, without its mean over tokens, and that mean as f32 `[1, columns]`.
+    fn split_token_mean(x: FloatTensor<Self>) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        let (shape, dtype, device) = (x.shape(), x.dtype(), Self::float_device(&x));
+        let (rest, mean) = Self::read_matrix(x, |matrix| matrix.split_token_mean());
+        let mean_shape = Shape::new([1, mean.len()]);
+        (
+            Self::from_values(rest, shape, dtype, &device),
+            Self::from_values(mean, mean_shape, DType::F32, &device),
+        )
+    }
+
+    /// Multiplies `row`, f32 `[1, k]`, by the transpose of `rhs [n, k]` and adds `bias [n]`, in
+    /// f32: what a GEMM then adds to every row, `[n]`. The default sums along `k` in index order.
+    fn multiply_row(
+        row: FloatTensor<Self>,
+        rhs: &Operand<Self>,
+        bias: Option<FloatTensor<Self>>,
+        device: &Device<Self>,
+    ) -> FloatTensor<Self> {
+        let values = host::multiply_row::<Self>(row, rhs, bias);
+        let shape = Shape::new([values.len()]);
+        Self::from_values(values, shape, DType::F32, device)
+    }
+
     /// Makes the operand of a weight that comes packed.
     fn load_weight(weight: &PackedWeight, _device: &Device<Self>) -> Operand<Self> {
         Operand::Packed {
@@ -119,6 +160,15 @@ pub trait Nvfp4Engine: Backend {
         output: Output<'_, Self>,
     ) -> FloatTensor<Self> {
         host::gemm::<Self>(lhs, rhs, bias, output)
+    }
+
+    /// What [`gemm`](Self::gemm) multiplies these operands with, in words.
+    fn gemm_routine(
+        _lhs: &Operand<Self>,
+        _rhs: &Operand<Self>,
+        _device: &Device<Self>,
+    ) -> Cow<'static, str> {
+        Cow::Borrowed("emulated: f32 GEMM of decoded operands on the host")
     }
 
     /// `Y = X W + b`, and the operands that backward will need.

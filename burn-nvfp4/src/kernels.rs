@@ -22,6 +22,7 @@ mod amax;
 mod four_over_six;
 pub mod quantize;
 pub mod dequantize;
+pub mod mean;
 pub mod swizzle;
 pub mod gemm;
 

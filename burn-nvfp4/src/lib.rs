@@ -11,7 +11,9 @@ pub mod kernels;
 mod scope;
 mod packed_weights;
 mod runtime;
+pub mod stats;
 pub mod engine;
+pub mod oscillation;
 pub mod decorator;
 
 pub use decorator::Nvfp4;

@@ -16,6 +16,9 @@ const MULTIPLIERS: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
 const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
 const ROUNDS: usize = 10;
 
+/// Where other counters have their stream, those of sign flips have this.
+const SIGNS: u8 = 253;
+
 /// Blocks computed side by side, one per vector lane.
 const LANES: usize = 16;
 
@@ -74,7 +77,11 @@ pub enum Stream {
     Dgrad,
     /// The output gradient as wgrad reads it.
     Wgrad,
-    /// Anything else; distinct from the named streams below 254.
+    /// The weight as dgrad reads it.
+    DgradWeight,
+    /// The activation as wgrad reads it.
+    WgradX,
+    /// Anything else; distinct from the named streams below 251.
     Other(u8),
 }
 
@@ -84,6 +91,8 @@ impl Stream {
         match self {
             Self::Dgrad => 0,
             Self::Wgrad => 1,
+            Self::DgradWeight => 254,
+            Self::WgradX => 255,
             Self::Other(id) => id.wrapping_add(2),
         }
     }
@@ -105,6 +114,19 @@ impl RandomKey {
         let step_high = low_word(self.step >> 32) & 0xFFF;
         let last = self.stream.id() as u32 | block_high << 8 | step_high << 20;
         [low_word(block), low_word(self.step), amax.to_bits(), last]
+    }
+
+    /// The sign flips of a random Hadamard transform, bit `i` of 128 for element `i`: equal for
+    /// both operands of a GEMM, so nothing of either is in the counter (numerics §11).
+    pub const fn signs(&self) -> [u32; 4] {
+        let gemm = match self.stream {
+            Stream::Dgrad | Stream::DgradWeight => 0,
+            Stream::Wgrad | Stream::WgradX => 1,
+            Stream::Other(_) => 2,
+        };
+        let [_, step, _, last] = self.counter(0.0, 0);
+        let last = (last & 0xFFF0_0000) | SIGNS as u32;
+        philox4x32_10([0, step, gemm, last], self.key_words())
     }
 
     /// The random bytes of one 16-element block, in element order.

@@ -6,7 +6,8 @@
 
 use std::any::TypeId;
 use std::collections::HashMap;
-use std::sync::{Arc, LazyLock, RwLock};
+use std::num::NonZeroU64;
+use std::sync::{Arc, LazyLock, Mutex, RwLock};
 
 use burn_backend::{Backend, DeviceId, DeviceOps};
 
@@ -14,6 +15,7 @@ use crate::packed_weights::{PackedWeight, PackedWeights};
 use crate::recipe::{Policy, Progress, Recipe, RecipeError, presets};
 use crate::rng::{RandomKey, Stream};
 use crate::scope;
+use crate::stats::SampleStore;
 
 /// What one linear does, fixed when its forward is called.
 #[derive(Clone, Debug)]
@@ -28,6 +30,8 @@ pub struct LinearPlan {
     pub step: u64,
     /// The weight in packed form, where it is not to be quantized from the tensor.
     pub weight: Option<Arc<PackedWeight>>,
+    /// Whether operands and GEMMs are sampled.
+    pub sampled: bool,
 }
 
 impl LinearPlan {
@@ -55,6 +59,8 @@ struct Settings {
     seed: u64,
     progress: Progress,
     watch: bool,
+    /// Which steps are sampled.
+    sampling: Option<NonZeroU64>,
     packed: PackedWeights,
 }
 
@@ -66,6 +72,7 @@ impl Default for Settings {
             seed: 0,
             progress: Progress { step: 0, total: 0 },
             watch: false,
+            sampling: None,
             packed: PackedWeights::default(),
         }
     }
@@ -152,15 +159,35 @@ pub(crate) fn plan<B: Backend>(device: &B::Device) -> LinearPlan {
             let recipe =
                 precision.unwrap_or_else(|| settings.policy.resolve(layer, settings.progress));
             let weight = layer.filter(|_| recipe.fprop.rhs.is_quantized());
+            let step = settings.progress.step;
             LinearPlan {
                 recipe,
                 layer: layer.map(Arc::from),
                 seed: settings.seed,
-                step: settings.progress.step,
+                step,
                 weight: weight.and_then(|layer| settings.packed.get(layer)),
+                sampled: settings.sampling.is_some_and(|every| step % every == 0),
             }
         })
     })
+}
+
+static SAMPLES: LazyLock<Mutex<HashMap<Key, SampleStore>>> = LazyLock::new(Mutex::default);
+
+/// See [`crate::stats::set_sampling`].
+pub(crate) fn set_sampling<B: Backend>(device: &B::Device, every: Option<NonZeroU64>) {
+    update::<B>(device, |settings| settings.sampling = every);
+}
+
+/// Hands the samples of `device` to `f`.
+pub(crate) fn with_samples<B: Backend, R>(
+    device: &B::Device,
+    f: impl FnOnce(&mut SampleStore) -> R,
+) -> R {
+    let mut table = SAMPLES
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    f(table.entry(key::<B>(device)).or_default())
 }
 
 /// An operand that held NaN or infinity when it was quantized.

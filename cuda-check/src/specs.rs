@@ -54,10 +54,11 @@ pub fn all() -> Vec<OperandSpec> {
     let hadamard = Transform::Hadamard {
         signs: SignVector::TRANSFORMER_ENGINE,
     };
+    plain.push(nvfp4(BlockShape::Row16, ScaleRule::Eden));
     let mut specs: Vec<OperandSpec> = Vec::new();
     for spec in plain {
         for rounding in [Rounding::NearestEven, Rounding::Stochastic] {
-            for transform in [Transform::None, hadamard] {
+            for transform in [Transform::None, hadamard, Transform::RandomHadamard] {
                 // Formats with one rounding, or without a transform, give the same spec again.
                 let variant = spec.with_rounding(rounding).with_transform(transform);
                 if has_arithmetic(variant) && !specs.contains(&variant) {

@@ -22,7 +22,15 @@ use cuda_check::runtime::{Recorder, RecordingDevice, recorded};
 
 /// Recipes whose kernels differ: block shapes, scale rules, formats. The other presets leave out
 /// steps of these.
-const RECIPES: [&str; 5] = ["nvidia", "four_over_six", "mxfp4", "fp8", "row_scaled"];
+const RECIPES: [&str; 7] = [
+    "nvidia",
+    "four_over_six",
+    "quartet2",
+    "averis",
+    "mxfp4",
+    "fp8",
+    "row_scaled",
+];
 
 /// Sequences and tokens of each in the batch: whole blocks along tokens.
 const BATCH: [usize; 2] = [2, 64];

@@ -15,9 +15,10 @@ use crate::device::{Device, Runtime, device, download, supports, upload};
 mod data;
 mod decode;
 mod golden;
+mod mean;
 mod units;
 
-use data::{AXES, KEY, MXFP4, ROW16, SPECS, STOCHASTIC, TILE, fp8, hard_data, normal, nvfp4};
+use data::{AXES, EDEN, KEY, MXFP4, ROW16, SPECS, STOCHASTIC, TILE, fp8, hard_data, normal, nvfp4};
 
 fn expected<E: Element>(x: &[E], shape: [usize; 2], job: &Job) -> PackedMatrix {
     let view = MatrixView::new(x, shape[0], shape[1]).unwrap();
@@ -262,6 +263,7 @@ fn half_precision_sources_and_results_have_the_bits_of_the_cpu() {
         for spec in [
             ROW16,
             STOCHASTIC.with_hadamard(),
+            EDEN,
             TILE,
             MXFP4,
             fp8(Fp8Scaling::Tensor),
@@ -302,6 +304,7 @@ fn two_jobs_give_what_each_gives_alone() {
         (TILE, columns, TILE, rows),
         (ROW16, columns, ROW16.with_hadamard(), columns),
         (rotated, rows, MXFP4.with_hadamard(), columns),
+        (EDEN, columns, EDEN, rows),
         (MXFP4, rows, fp8(Fp8Scaling::Row128), columns),
         (
             nvfp4(BlockShape::Row16, ScaleRule::Row),
@@ -395,7 +398,7 @@ fn views_are_read_as_what_they_show() {
         let tensor = view(&shape, &strides, skip);
         let cols = *shape.last().unwrap();
         let flat = [values.len() / cols, cols];
-        for spec in [ROW16, STOCHASTIC.with_hadamard(), TILE] {
+        for spec in [ROW16, STOCHASTIC.with_hadamard(), EDEN, TILE] {
             for along in AXES {
                 let job = job(spec, along);
                 let got = quantize(&tensor, &[job], None).remove(0);

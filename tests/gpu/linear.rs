@@ -1,5 +1,7 @@
 //! The decorated linear on a device: with and without fusion, in both orders, against the CPU.
 
+use std::num::NonZeroU64;
+
 use burn::backend::{Autodiff, NdArray};
 use burn::module::Param;
 use burn::nn::Linear;
@@ -7,6 +9,7 @@ use burn::prelude::*;
 use burn::tensor::DType;
 use burn::tensor::backend::AutodiffBackend;
 use burn_nvfp4::recipe::{Policy, Preset, Progress, Recipe, presets};
+use burn_nvfp4::stats::{GemmSample, Samples, set_sampling, take_samples};
 use burn_nvfp4::{
     Nvfp4, Nvfp4Engine, layer, set_policy, set_progress, set_seed, set_watch, take_non_finite,
 };
@@ -94,11 +97,43 @@ fn quantized_presets() -> impl Iterator<Item = &'static Preset> {
             fprop,
             dgrad,
             wgrad,
+            ..
         } = preset.recipe;
         [fprop, dgrad, wgrad]
             .iter()
             .all(|gemm| gemm.lhs.is_quantized() && gemm.rhs.is_quantized())
     })
+}
+
+/// Samples are read back from the device and measured by the CPU's arithmetic: the same numbers.
+#[test]
+fn samples_of_a_device_are_those_of_the_cpu() {
+    let Some(_turn) = exclusive() else { return };
+    fn sampled<B: AutodiffBackend>() -> Samples {
+        use_recipe::<B>(presets::QUARTET2);
+        let device = B::Device::default();
+        take_samples::<B>(&device);
+        set_sampling::<B>(&device, NonZeroU64::new(1));
+        layer("block", || run::<B, 3>([2, 32, 64], 48, true));
+        set_sampling::<B>(&device, None);
+        take_samples::<B>(&device)
+    }
+    let expected = sampled::<Nvfp4<Autodiff<NdArray>>>();
+    assert_eq!((expected.operands.len(), expected.gemms.len()), (6, 3));
+    for (got, mode) in [
+        (sampled::<Nvfp4<Autodiff<Plain>>>(), "plain"),
+        (sampled::<Nvfp4<Autodiff<Fused>>>(), "fused"),
+    ] {
+        assert_eq!(got.operands, expected.operands, "{mode}");
+        for (got, expected) in got.gemms.iter().zip(&expected.gemms) {
+            let formats = |sample: &GemmSample| {
+                let GemmSample { gemm, lhs, rhs, .. } = sample;
+                (gemm.clone(), lhs.clone(), rhs.clone())
+            };
+            assert_eq!(formats(got), formats(expected), "{mode}");
+            assert!(!got.routine.contains("host"), "{mode}: {}", got.routine);
+        }
+    }
 }
 
 /// Kills: a kernel whose codes differ, a GEMM that reads the wrong axis, a scale applied twice. The

@@ -7,6 +7,9 @@
 mod device;
 mod format;
 mod quantize;
+mod eden;
+mod stats;
+mod oscillation;
 mod golden;
 mod linear;
 mod transparency;

@@ -7,6 +7,7 @@
 use multiversion::multiversion;
 
 use super::amax::larger;
+use super::eden::{Eden, correct_scales};
 use super::elements::group_amax;
 use super::four_over_six::{FourOverSix, choose_scales};
 use super::strip::{GROUP, Grid, Strip};
@@ -21,6 +22,8 @@ pub(super) enum BlockRule {
     Nvfp4(Vec<Nvfp4Scaling>),
     /// E4M3, block amax to 6 or to 4.
     FourOverSix(FourOverSix),
+    /// E4M3, corrected and rounded stochastically.
+    Eden(Eden),
     /// E8M0 for elements up to `element_max`.
     Mx { rule: E8m0Rule, element_max: f32 },
     /// One f32 scale per block.
@@ -71,6 +74,7 @@ impl BlockRule {
                 }
             },
             Self::FourOverSix(rule) => choose_scales(strip, grid, rule),
+            Self::Eden(rule) => correct_scales(strip, rule),
             Self::Mx { rule, element_max } => {
                 for (i, &amax) in amax.iter().enumerate() {
                     bytes[i] = match rule {

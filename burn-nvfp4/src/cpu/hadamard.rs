@@ -1,4 +1,7 @@
-//! The 16-point Hadamard transform along the contraction axis (numerics §4).
+//! The Hadamard transforms along the contraction axis: of 16 points with fixed signs (numerics §4),
+//! and of 128 points with random ones (numerics §11).
+//!
+//! The first:
 //!
 //! 1. Round each element to bf16, whatever its type was.
 //! 2. Flip signs by the sign vector.
@@ -43,6 +46,49 @@ fn transform(x: &mut [f32], signs: SignVector) {
         v = stage::<8>(v);
         for i in 0..POINTS {
             group[i] = round_to_bf16(v[i] * 0.25);
+        }
+    }
+}
+
+/// Points of the random transform.
+pub(super) const RANDOM_POINTS: usize = 128;
+
+/// 2^-3.5 in f32.
+const RANDOM_NORM: f32 = 0.088_388_346;
+
+/// Transforms every 128 consecutive elements in place after the sign flips `signs`, bit `i` for
+/// element `i`; a shorter rest is left alone (numerics §11).
+///
+/// f32 throughout: no element is rounded to bf16. Seven stages, neighbours 1 to 64 apart, and one
+/// multiplication at the end.
+pub fn random_hadamard(x: &mut [f32], signs: [u32; 4]) {
+    random_transform(x, signs);
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq", "x86_64+avx2"))]
+fn random_transform(x: &mut [f32], signs: [u32; 4]) {
+    let mut flips = [0u32; RANDOM_POINTS];
+    for (i, flip) in flips.iter_mut().enumerate() {
+        *flip = ((signs[i / 32] >> (i % 32)) & 1) << 31;
+    }
+    for vector in x.as_chunks_mut::<RANDOM_POINTS>().0 {
+        for (value, flip) in vector.iter_mut().zip(&flips) {
+            *value = f32::from_bits(value.to_bits() ^ flip);
+        }
+        for group in vector.as_chunks_mut::<POINTS>().0 {
+            one_group_at_a_time();
+            *group = stage::<8>(stage::<4>(stage::<2>(stage::<1>(*group))));
+        }
+        for stride in [16, 32, 64] {
+            for pair in vector.chunks_exact_mut(2 * stride) {
+                let (low, high) = pair.split_at_mut(stride);
+                for (low, high) in low.iter_mut().zip(high) {
+                    (*low, *high) = (*low + *high, *low - *high);
+                }
+            }
+        }
+        for value in vector {
+            *value *= RANDOM_NORM;
         }
     }
 }
@@ -95,6 +141,21 @@ mod tests {
         hadamard(&mut x, SignVector::PLAIN);
         hadamard(&mut x, SignVector::PLAIN);
         assert_eq!(x, before);
+    }
+
+    #[test]
+    fn each_unit_vector_becomes_a_signed_row_of_the_large_matrix() {
+        let signs = [0x8000_0001, 0x1234_5678, 0, u32::MAX];
+        for i in 0..RANDOM_POINTS {
+            let mut x = [0.0; RANDOM_POINTS];
+            x[i] = 1.0;
+            random_hadamard(&mut x, signs);
+            for (j, &value) in x.iter().enumerate() {
+                let parity = (i & j).count_ones() + ((signs[i / 32] >> (i % 32)) & 1);
+                let expected = if parity % 2 == 0 { 1.0 } else { -1.0 };
+                assert_eq!(value, expected * RANDOM_NORM, "row {i}, column {j}");
+            }
+        }
     }
 
     #[test]

@@ -8,24 +8,27 @@ use rayon::prelude::*;
 
 use super::amax::{slice_amax, tensor_amax};
 use super::block_scale::BlockRule;
+use super::eden::Eden;
 use super::element::{Contraction, Element, MatrixView};
 use super::four_over_six::FourOverSix;
-use super::strip::{Grid, PARALLEL_FROM, Strip};
+use super::strip::{GROUP, Grid, PARALLEL_FROM, Rotation, Strip};
 use crate::error::QuantizeError;
 use crate::format::layout::Layout;
 use crate::format::scale::{
-    FP8_Q_MAX, NVFP4_Q_MAX, NVFP4_Q_MAX_256, Nvfp4Scaling, tensor_encode_scale,
+    EdenScaling, FP8_Q_MAX, NVFP4_Q_MAX, NVFP4_Q_MAX_256, Nvfp4Scaling, tensor_encode_scale,
 };
 use crate::format::{Format, Fp8Scaling, TensorScale, e2m1, e4m3};
-use crate::recipe::{OperandSpec, Rounding, ScaleBound, ScaleRule, Transform};
+use crate::recipe::{OperandSpec, Rounding, ScaleBound, ScaleRule};
 use crate::rng::RandomKey;
 
 /// Everything about a quantization that is known before the first code.
 pub(super) struct Plan {
     pub(super) grid: Grid,
+    /// Contraction length of the packed operand.
+    pub(super) k: usize,
     pub(super) format: Format,
     pub(super) layout: Layout,
-    pub(super) transform: Transform,
+    pub(super) rotation: Rotation,
     pub(super) rule: BlockRule,
     pub(super) tensor_scale: TensorScale,
     /// Key and tensor amax of stochastic rounding.
@@ -78,16 +81,17 @@ impl Plan {
             OperandSpec::Mxfp8 { .. } => Format::Mxfp8,
             OperandSpec::Fp8 { scaling } => Format::Fp8 { scaling },
         };
-        let layout = format
-            .layout(rows, k)
-            .ok_or(QuantizeError::TooLarge { rows, k })?;
-        let grid = Grid::new((rows, k), along, format.block_dims());
-        let transform = spec.transform();
-        let tensor = || match (amax, transform) {
+        let grid = Grid::new((rows, k), along, format.block_dims(), spec.transform());
+        let too_large = QuantizeError::TooLarge { rows, k };
+        // No axis of a slice is so long that completing a vector overflows.
+        let k = spec.packed_k(k);
+        let layout = format.layout(rows, k).ok_or(too_large)?;
+        let rotation = Rotation::new(spec.transform(), &key);
+        let tensor = || match (amax, rotation) {
             (TensorAmax::Given(amax), _) => amax,
-            (TensorAmax::Measured, Transform::None) => tensor_amax(x.data()),
-            (TensorAmax::Measured, Transform::Hadamard { .. }) => {
-                let rows = row_amaxes(x, along, &grid, transform);
+            (TensorAmax::Measured, Rotation::None) => tensor_amax(x.data()),
+            (TensorAmax::Measured, Rotation::Fixed(_) | Rotation::Random(_)) => {
+                let rows = row_amaxes(x, along, &grid, rotation);
                 rows.into_iter().fold(0.0, f32::max)
             }
         };
@@ -95,10 +99,12 @@ impl Plan {
             OperandSpec::HighPrecision => return Err(QuantizeError::HighPrecision),
             OperandSpec::Nvfp4 { scale, .. } => {
                 let amax = match scale {
-                    ScaleRule::Tensor | ScaleRule::FourOverSix { .. } => vec![tensor()],
-                    ScaleRule::Row => row_amaxes(x, along, &grid, transform),
+                    ScaleRule::Tensor | ScaleRule::FourOverSix { .. } | ScaleRule::Eden => {
+                        vec![tensor()]
+                    }
+                    ScaleRule::Row => row_amaxes(x, along, &grid, rotation),
                 };
-                nvfp4_rule(scale, amax)
+                nvfp4_rule(scale, amax, key, layout.padded_k / GROUP)
             }
             OperandSpec::Mxfp4 { scale: rule, .. } => (
                 BlockRule::Mx {
@@ -139,9 +145,10 @@ impl Plan {
         };
         Ok(Self {
             grid,
+            k,
             format,
             layout,
-            transform,
+            rotation,
             rule,
             tensor_scale,
             random,
@@ -149,8 +156,13 @@ impl Plan {
     }
 }
 
-/// The rule for NVFP4 block scales, and the tensor level that goes with it.
-fn nvfp4_rule(scale: ScaleRule, amax: Vec<f32>) -> (BlockRule, TensorScale) {
+/// The rule for NVFP4 block scales, and the tensor level that goes with it; `groups` of a row.
+fn nvfp4_rule(
+    scale: ScaleRule,
+    amax: Vec<f32>,
+    key: RandomKey,
+    groups: usize,
+) -> (BlockRule, TensorScale) {
     let scalings = |q_max| {
         amax.iter()
             .map(|&amax| Nvfp4Scaling::new(amax, q_max))
@@ -166,6 +178,19 @@ fn nvfp4_rule(scale: ScaleRule, amax: Vec<f32>) -> (BlockRule, TensorScale) {
                     q_max: NVFP4_Q_MAX,
                 },
             )
+        }
+        ScaleRule::Eden => {
+            let q_max = NVFP4_Q_MAX_256;
+            let tensor_scale = TensorScale { amax, q_max };
+            let amax = tensor_scale.max_amax();
+            let scaling = EdenScaling::new(amax);
+            let rule = Eden {
+                scaling,
+                key,
+                amax,
+                groups,
+            };
+            (BlockRule::Eden(rule), tensor_scale)
         }
         ScaleRule::FourOverSix {
             bound,
@@ -198,12 +223,12 @@ fn row_amaxes<E: Element>(
     x: &MatrixView<'_, E>,
     along: Contraction,
     grid: &Grid,
-    transform: Transform,
+    rotation: Rotation,
 ) -> Vec<f32> {
     let mut amaxes = vec![0.0_f32; grid.rows];
     let work = |strip: &mut Strip, (i, amaxes): (usize, &mut [f32])| {
         for window in grid.windows(i * grid.height) {
-            strip.load(x, along, transform, window);
+            strip.load(x, along, rotation, window);
             for (amax, row) in amaxes
                 .iter_mut()
                 .zip(strip.values.chunks_exact(window.width))

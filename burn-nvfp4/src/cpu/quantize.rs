@@ -24,7 +24,7 @@ use crate::rng::RandomKey;
 ///
 /// # Shapes
 /// `x`: `[rows, k]` with [`Contraction::Columns`], `[k, rows]` with [`Contraction::Rows`]; the
-/// result is `[rows, k]` in both cases.
+/// result is `[rows, k]` in both cases, with `k` as in [`OperandSpec::packed_k`].
 ///
 /// # Errors
 /// [`QuantizeError::HighPrecision`] if the spec asks for no quantization,
@@ -110,7 +110,7 @@ fn pack<E: Element>(
             scaling: Fp8Scaling::Row128 | Fp8Scaling::Tile128x128,
         } => BlockScales::F32(floats),
     };
-    let shape = (plan.grid.rows, plan.grid.k);
+    let shape = (plan.grid.rows, plan.k);
     let tensor_scale = plan.tensor_scale.clone();
     PackedMatrix::from_parts(shape, plan.format, codes, block_scales, tensor_scale)
 }
@@ -144,7 +144,7 @@ impl Plan {
         let tasks = self.split(sink);
         let work = |strip: &mut Strip, (row, mut sink): (usize, Sink<'_>)| {
             for window in self.grid.windows(row) {
-                strip.load(x, along, self.transform, window);
+                strip.load(x, along, self.rotation, window);
                 self.rule.apply(strip, &self.grid);
                 self.encode(strip);
                 self.store(strip, &mut sink);

@@ -8,15 +8,34 @@
 use multiversion::multiversion;
 
 use super::element::{Contraction, Element, MatrixView};
-use super::hadamard::hadamard;
+use super::hadamard::{hadamard, random_hadamard};
 use crate::format::layout::BlockDims;
-use crate::recipe::Transform;
+use crate::recipe::{SignVector, Transform};
+use crate::rng::RandomKey;
 
 /// Elements that are encoded together, and that share one encode scale in every format.
 pub(super) const GROUP: usize = 16;
 
 /// Operands with fewer elements are worked on by the calling thread alone.
 pub(super) const PARALLEL_FROM: usize = 1 << 16;
+
+/// The transform of an operand, signs included.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Rotation {
+    None,
+    Fixed(SignVector),
+    Random([u32; 4]),
+}
+
+impl Rotation {
+    pub(super) const fn new(transform: Transform, key: &RandomKey) -> Self {
+        match transform {
+            Transform::None => Self::None,
+            Transform::Hadamard { signs } => Self::Fixed(signs),
+            Transform::RandomHadamard => Self::Random(key.signs()),
+        }
+    }
+}
 
 /// How an operand is cut into strips.
 #[derive(Clone, Copy, Debug)]
@@ -31,12 +50,19 @@ pub(super) struct Grid {
     pub(super) width: usize,
     /// Rows and length of a block; a format without blocks has blocks of one group.
     pub(super) block: BlockDims,
+    /// What the length of a strip is a multiple of: whole blocks, whole transformed vectors.
+    unit: usize,
 }
 
 impl Grid {
     /// Strips of about 4096 elements, shaped for the side from which they are read: rows of 1 KiB
     /// where `k` is contiguous, squares where it is not.
-    pub(super) fn new((rows, k): (usize, usize), along: Contraction, block: BlockDims) -> Self {
+    pub(super) fn new(
+        (rows, k): (usize, usize),
+        along: Contraction,
+        block: BlockDims,
+        transform: Transform,
+    ) -> Self {
         let block = BlockDims {
             rows: block.rows,
             k: block.k.max(GROUP),
@@ -49,7 +75,8 @@ impl Grid {
             rows,
             k,
             height: block.rows.max(height),
-            width: block.k.max(width),
+            width: block.k.max(width).max(transform.points()),
+            unit: block.k.max(transform.points()),
             block,
         }
     }
@@ -59,7 +86,7 @@ impl Grid {
         let rows = self.height.min(self.rows - row);
         (0..self.k).step_by(self.width).map(move |k| {
             let filled = self.width.min(self.k - k);
-            let width = filled.next_multiple_of(self.block.k);
+            let width = filled.next_multiple_of(self.unit);
             Window {
                 row,
                 rows,
@@ -82,7 +109,7 @@ pub(super) struct Window {
     pub(super) k: usize,
     /// Elements along the contraction axis that exist.
     pub(super) filled: usize,
-    /// `filled`, padded to whole blocks.
+    /// `filled`, padded to whole blocks and whole transformed vectors.
     pub(super) width: usize,
 }
 
@@ -117,7 +144,7 @@ impl Strip {
         &mut self,
         x: &MatrixView<'_, E>,
         along: Contraction,
-        transform: Transform,
+        rotation: Rotation,
         window: Window,
     ) {
         self.window = window;
@@ -130,9 +157,10 @@ impl Strip {
             Contraction::Columns => load_rows(x.data(), x.cols(), window, &mut self.values),
             Contraction::Rows => load_columns(x.data(), x.cols(), window, &mut self.values),
         }
-        match transform {
-            Transform::None => {}
-            Transform::Hadamard { signs } => hadamard(&mut self.values, signs),
+        match rotation {
+            Rotation::None => {}
+            Rotation::Fixed(signs) => hadamard(&mut self.values, signs),
+            Rotation::Random(signs) => random_hadamard(&mut self.values, signs),
         }
     }
 }

@@ -4,8 +4,11 @@
 //! ([`routines`]): packed operands where it has FP4 tensor cores, code times block scale in bf16 or
 //! f32 where it does not. Operands without elements take the portable way.
 
+mod sides;
 mod upload;
 mod watch;
+
+use std::borrow::Cow;
 
 use burn_backend::ops::FloatTensorOps;
 use burn_backend::tensor::{Device, FloatTensor};
@@ -13,9 +16,9 @@ use burn_backend::{Backend, DType, DeviceOps, Shape};
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
-use burn_std::{Metadata, strides};
 use cubecl::server::ComputeServer;
 
+use self::sides::{Dense, Sides, dense, fp4, operand_scale};
 use super::fusion::Form;
 use super::linear::KeptUse;
 use super::{
@@ -23,12 +26,10 @@ use super::{
     OperandRequest, Output, PackedLayout, Reading, Support, host, linear,
 };
 use crate::cpu::Contraction;
-use crate::format::Format;
-use crate::kernels::alpha::{OperandScale, alpha};
+use crate::kernels::alpha::OperandScale;
 use crate::kernels::gemm::routine::{DenseRoutine, Fp4Routine, routines};
-use crate::kernels::gemm::{self, Problem, Scale, epilogue};
 use crate::kernels::quantize::{Job, Packing, Quantized, packs_either_axis, quantize_for};
-use crate::kernels::{self, DecodedTensor, PackedTensor, dequantize};
+use crate::kernels::{self, PackedTensor};
 use crate::packed_weights::PackedWeight;
 use crate::recipe::{OperandSpec, ScaleRule};
 use crate::runtime;
@@ -90,6 +91,68 @@ where
         operands.collect()
     }
 
+    fn dequantize_operand(
+        operand: &Operand<Self>,
+        along: Contraction,
+        shape: Shape,
+        device: &Device<Self>,
+    ) -> FloatTensor<Self> {
+        let Some((dense, _)) = Dense::new(operand, None) else {
+            // Nothing, or what the host quantized because it is nothing.
+            return Self::from_values(vec![], shape, DType::F32, device);
+        };
+        let values = dense.cast(DType::F32);
+        let OperandScale { amax, q_max } = values.scale;
+        // Packed operands come decoded with their contraction axis last.
+        let matrix = match (values.along, along) {
+            (Contraction::Columns, Contraction::Rows)
+            | (Contraction::Rows, Contraction::Columns) => Self::float_transpose(values.values),
+            (Contraction::Columns, Contraction::Columns)
+            | (Contraction::Rows, Contraction::Rows) => values.values,
+        };
+        let matrix = match amax {
+            None => matrix,
+            Some(amax) => {
+                let amaxes = amax.meta.num_elements();
+                let factor = Self::float_mul_scalar(amax, (1.0 / q_max).into());
+                let factor = Self::float_reshape(
+                    factor,
+                    match along {
+                        Contraction::Columns => Shape::new([amaxes, 1]),
+                        Contraction::Rows => Shape::new([1, amaxes]),
+                    },
+                );
+                Self::float_mul(matrix, factor)
+            }
+        };
+        Self::float_reshape(matrix, shape)
+    }
+
+    fn multiply_row(
+        row: FloatTensor<Self>,
+        rhs: &Operand<Self>,
+        bias: Option<FloatTensor<Self>>,
+        device: &Device<Self>,
+    ) -> FloatTensor<Self> {
+        let n = sides::rows(rhs);
+        // A factor that came with the operand belongs to the GEMM that it was quantized for.
+        let rhs = rhs.clone().without_alpha();
+        let row = Operand::HighPrecision {
+            tensor: row,
+            along: Contraction::Columns,
+        };
+        let output = Output {
+            shape: Shape::new([1, n]),
+            dtype: DType::F32,
+            device,
+        };
+        Self::float_reshape(Self::gemm(&row, &rhs, bias, output), Shape::new([n]))
+    }
+
+    fn split_token_mean(x: FloatTensor<Self>) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        kernels::mean::split_token_mean(&x)
+    }
+
     fn load_weight(weight: &PackedWeight, device: &Device<Self>) -> Operand<Self> {
         weight.loaded(|matrix| {
             if matrix.rows() == 0 || matrix.k() == 0 {
@@ -131,6 +194,20 @@ where
             Sides::Dense(sides, alpha) => dense(*sides, alpha, bias, dtype),
         };
         Self::float_reshape(product, output.shape)
+    }
+
+    fn gemm_routine(
+        lhs: &Operand<Self>,
+        rhs: &Operand<Self>,
+        device: &Device<Self>,
+    ) -> Cow<'static, str> {
+        let routines = routines::<R>(device);
+        let reason = if sides::both_packed(lhs, rhs) {
+            &routines.fp4.reason
+        } else {
+            &routines.dense.reason
+        };
+        Cow::Owned(reason.to_string())
     }
 
     fn support(device: &Device<Self>) -> Support {
@@ -202,7 +279,7 @@ fn is_native(spec: &OperandSpec) -> bool {
     matches!(
         spec,
         OperandSpec::Nvfp4 {
-            scale: ScaleRule::Tensor | ScaleRule::FourOverSix { .. },
+            scale: ScaleRule::Tensor | ScaleRule::FourOverSix { .. } | ScaleRule::Eden,
             ..
         }
     )
@@ -243,7 +320,7 @@ pub(super) fn kept_form<R: CubeRuntime>(device: &R::Device, kept: KeptUse, shape
     Form::Packed {
         layout: PackedLayout {
             rows,
-            k,
+            k: parts.k,
             padded_k: parts.padded_k,
             format: parts.format,
             q_max: parts.q_max,
@@ -304,267 +381,5 @@ where
             DeviceScales::F32(scales) => kernels::DeviceScales::F32(scales.clone()),
         },
         amax: packed.amax.clone(),
-    }
-}
-
-/// The two operands, as the routine that fits both reads them.
-enum Sides<R: CubeRuntime> {
-    /// One of them has no elements.
-    Empty,
-    /// Packed, contraction axis last, and the factor after the GEMM if it is there.
-    Fp4(Box<[PackedTensor<R>; 2]>, Option<CubeTensor<R>>),
-    /// Anything else.
-    Dense(Box<[Dense<R>; 2]>, Option<CubeTensor<R>>),
-}
-
-/// An operand of a dense GEMM.
-struct Dense<R: CubeRuntime> {
-    values: CubeTensor<R>,
-    along: Contraction,
-    scale: OperandScale<R>,
-    /// False if `values` is a tensor of the caller's in its own dtype.
-    quantized: bool,
-}
-
-impl<R: CubeRuntime> Sides<R> {
-    fn new<B>(lhs: &Operand<B>, rhs: &Operand<B>) -> Self
-    where
-        B: Backend<FloatTensorPrimitive = CubeTensor<R>, IntTensorPrimitive = CubeTensor<R>>,
-    {
-        let mut alpha = given_alpha(rhs).or_else(|| given_alpha(lhs));
-        if let (Some(lhs), Some(rhs)) = (packed_only(lhs), packed_only(rhs)) {
-            return Self::Fp4(Box::new([packed_tensor(lhs), packed_tensor(rhs)]), alpha);
-        }
-        // What has to be decoded makes the factor on the way.
-        let mut dense = |operand, other| {
-            let other = if alpha.is_none() {
-                operand_scale(other)
-            } else {
-                None
-            };
-            let (dense, made) = Dense::new(operand, other.as_ref())?;
-            alpha = alpha.take().or(made);
-            Some(dense)
-        };
-        match (dense(lhs, rhs), dense(rhs, lhs)) {
-            (Some(lhs), Some(rhs)) => Self::Dense(Box::new([lhs, rhs]), alpha),
-            _ => Self::Empty,
-        }
-    }
-}
-
-/// The factor that came with an operand.
-fn given_alpha<B, R>(operand: &Operand<B>) -> Option<CubeTensor<R>>
-where
-    B: Backend<FloatTensorPrimitive = CubeTensor<R>>,
-    R: CubeRuntime,
-{
-    match operand {
-        Operand::Device(DeviceOperand { alpha, .. }) => alpha.clone(),
-        Operand::HighPrecision { .. } | Operand::Packed { .. } | Operand::Decoded(_) => None,
-    }
-}
-
-/// The tensor scale of an operand in device memory.
-fn operand_scale<B, R>(operand: &Operand<B>) -> Option<OperandScale<R>>
-where
-    B: Backend<FloatTensorPrimitive = CubeTensor<R>, IntTensorPrimitive = CubeTensor<R>>,
-    R: CubeRuntime,
-{
-    match operand {
-        Operand::HighPrecision { .. } => Some(OperandScale::NONE),
-        Operand::Device(DeviceOperand {
-            decoded: Some(decoded),
-            ..
-        }) => Some(OperandScale {
-            amax: decoded.amax.clone(),
-            q_max: decoded.q_max,
-        }),
-        Operand::Device(DeviceOperand {
-            packed: Some(packed),
-            ..
-        }) => Some(packed_tensor(packed).scale()),
-        Operand::Device(_) | Operand::Packed { .. } | Operand::Decoded(_) => None,
-    }
-}
-
-/// The packed form of an operand that FP4 tensor cores can read as it lies.
-fn packed_only<B, R>(operand: &Operand<B>) -> Option<&DevicePacked<B>>
-where
-    B: Backend<FloatTensorPrimitive = CubeTensor<R>>,
-    R: CubeRuntime,
-{
-    match operand {
-        Operand::Device(DeviceOperand {
-            packed: Some(packed),
-            decoded: None,
-            ..
-        }) => {
-            let nvfp4 = matches!(packed.layout.format, Format::Nvfp4 { .. });
-            let fp4 = routines::<R>(&packed.amax.device).fp4.routine != Fp4Routine::Emulated;
-            let one_scale = packed.amax.meta.num_elements() == 1;
-            (nvfp4 && fp4 && one_scale && packed.reading == Reading::AsPacked).then_some(packed)
-        }
-        Operand::Device(_)
-        | Operand::HighPrecision { .. }
-        | Operand::Packed { .. }
-        | Operand::Decoded(_) => None,
-    }
-}
-
-impl<R: CubeRuntime> Dense<R> {
-    /// With the factor after the GEMM, if `other`, the scale of its other operand, is given and
-    /// this one is decoded here. `None` if the operand has no elements, and so no memory on the
-    /// device.
-    fn new<B>(
-        operand: &Operand<B>,
-        other: Option<&OperandScale<R>>,
-    ) -> Option<(Self, Option<CubeTensor<R>>)>
-    where
-        B: Backend<FloatTensorPrimitive = CubeTensor<R>, IntTensorPrimitive = CubeTensor<R>>,
-    {
-        match operand {
-            Operand::HighPrecision { tensor, along } => {
-                if tensor.meta.num_elements() == 0 {
-                    return None;
-                }
-                let (values, along) = kernels::as_matrix(tensor, *along);
-                let dense = Self {
-                    values,
-                    along,
-                    scale: OperandScale::NONE,
-                    quantized: false,
-                };
-                Some((dense, None))
-            }
-            Operand::Device(DeviceOperand {
-                decoded: Some(decoded),
-                ..
-            }) => {
-                let dense = Self {
-                    values: decoded.values.clone(),
-                    along: decoded.along,
-                    scale: OperandScale {
-                        amax: decoded.amax.clone(),
-                        q_max: decoded.q_max,
-                    },
-                    quantized: true,
-                };
-                Some((dense, None))
-            }
-            Operand::Device(DeviceOperand {
-                packed: Some(packed),
-                ..
-            }) => {
-                let device = &packed.amax.device;
-                let f32_scales = matches!(packed.layout.format, Format::Fp8 { .. });
-                let dtype = decoded_dtype::<R>(device, f32_scales);
-                let tensor = packed_tensor(packed);
-                let (mut decoded, alpha) = match other {
-                    Some(other) => dequantize::decode_for(&tensor, dtype, other),
-                    None => (dequantize::decode(&tensor, dtype), None),
-                };
-                let PackedLayout {
-                    rows, k, padded_k, ..
-                } = packed.layout;
-                if packed.reading == Reading::Transposed && padded_k != k {
-                    // Read along the other axis, the padding would be rows of the operand.
-                    let shape = Shape::new([rows, k]);
-                    let strides = strides![padded_k, 1];
-                    *decoded.values.meta = Metadata::new(shape, strides);
-                    decoded.values = into_contiguous(decoded.values);
-                }
-                Some((Self::decoded(decoded, packed.reading), alpha))
-            }
-            Operand::Device(_) | Operand::Packed { .. } | Operand::Decoded(_) => None,
-        }
-    }
-
-    fn decoded(decoded: DecodedTensor<R>, reading: Reading) -> Self {
-        let DecodedTensor {
-            values,
-            along,
-            amax,
-            q_max,
-        } = decoded;
-        Self {
-            values,
-            along: match reading {
-                Reading::AsPacked => along,
-                Reading::Transposed => along.other(),
-            },
-            scale: OperandScale { amax, q_max },
-            quantized: true,
-        }
-    }
-
-    fn cast(mut self, dtype: DType) -> Self {
-        if self.values.dtype != dtype {
-            self.values = burn_cubecl::kernel::cast(self.values, dtype);
-        }
-        self
-    }
-}
-
-/// A GEMM of packed operands on FP4 tensor cores.
-fn fp4<R: CubeRuntime>(
-    [lhs, rhs]: [PackedTensor<R>; 2],
-    given: Option<CubeTensor<R>>,
-    bias: Option<CubeTensor<R>>,
-    out: DType,
-) -> CubeTensor<R> {
-    let alpha = given.or_else(|| alpha(&lhs.scale(), &rhs.scale()));
-    gemm::fp4(&lhs, &rhs, alpha, bias, out)
-}
-
-/// A GEMM of dense operands, tensor scales after it.
-fn dense<R: CubeRuntime>(
-    [lhs, rhs]: [Dense<R>; 2],
-    given: Option<CubeTensor<R>>,
-    bias: Option<CubeTensor<R>>,
-    out: DType,
-) -> CubeTensor<R> {
-    let dtype = common_dtype(&lhs, &rhs);
-    let (lhs, rhs) = (lhs.cast(dtype), rhs.cast(dtype));
-    let problem = Problem {
-        lhs: lhs.values,
-        lhs_along: lhs.along,
-        rhs: rhs.values,
-        rhs_along: rhs.along,
-        alpha: None,
-        bias: None,
-        accumulate: None,
-        out: DType::F32,
-    };
-    if !(lhs.scale.is_single() && rhs.scale.is_single()) {
-        let one = || kernels::one(&problem.lhs);
-        let scale = Scale::Rows {
-            factor: 1.0 / (lhs.scale.q_max * rhs.scale.q_max),
-            lhs: lhs.scale.amax.unwrap_or_else(one),
-            rhs: rhs.scale.amax.unwrap_or_else(one),
-        };
-        return epilogue::finish(gemm::dense(problem), scale, bias, out);
-    }
-    let alpha = given.or_else(|| alpha(&lhs.scale, &rhs.scale));
-    gemm::dense(Problem {
-        alpha,
-        bias,
-        out,
-        ..problem
-    })
-}
-
-/// The dtype in which two operands meet.
-///
-/// Decoded values fit every dtype that an operand has here. Of two tensors of the caller's, the
-/// activation has the narrow dtype and a master weight the wide one: activations decide.
-fn common_dtype<R: CubeRuntime>(lhs: &Dense<R>, rhs: &Dense<R>) -> DType {
-    let (l, r) = (lhs.values.dtype, rhs.values.dtype);
-    let narrow = |dtype| matches!(dtype, DType::BF16 | DType::F16);
-    match (lhs.quantized, rhs.quantized) {
-        _ if l == r => l,
-        (false, false) if narrow(l) => l,
-        (false, false) if narrow(r) => r,
-        _ => DType::F32,
     }
 }

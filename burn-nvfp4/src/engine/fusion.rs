@@ -63,6 +63,8 @@ where
         let forms = [form(uses.weight, &weight), form(uses.x, &x)];
         let mut outputs = vec![(y_shape, x.dtype())];
         outputs.extend(forms.iter().flatten().flat_map(Form::outputs));
+        let has_mean = uses.x.is_some() && plan.recipe.keeps_means_apart();
+        outputs.extend(has_mean.then(|| mean_of(&x)));
 
         // A tensor that is kept as it is; packed ones are outputs of the operation.
         let itself = |form: &Option<Form>, tensor: &FloatTensor<Self>| match form {
@@ -83,10 +85,11 @@ where
                 let (x, weight) = (next(&mut tensors), next(&mut tensors));
                 let (y, kept) =
                     CubeBackend::<R, F, I, BT>::fprop(x, weight, tensors.next(), &owned, wanted);
-                let kept = [kept.weight, kept.x].into_iter().zip(&promised);
+                let Kept { weight, x, x_mean } = kept;
+                let kept = [weight, x].into_iter().zip(&promised);
                 let kept = kept.filter_map(|(operand, form)| operand.zip(form.as_ref()));
                 let parts = kept.flat_map(|(operand, form)| form.parts_of(operand));
-                std::iter::once(y).chain(parts).collect()
+                std::iter::once(y).chain(parts).chain(x_mean).collect()
             },
         )
         .into_iter();
@@ -94,7 +97,8 @@ where
         let [weight_itself, x_itself] = itself;
         let weight = weight_form.map(|form| form.join(weight_itself, &mut made));
         let x = x_form.map(|form| form.join(x_itself, &mut made));
-        (y, Kept { weight, x })
+        let x_mean = made.next();
+        (y, Kept { weight, x, x_mean })
     }
 
     fn backward(
@@ -121,6 +125,7 @@ where
                 form
             })
         });
+        inputs.extend(kept.x_mean);
         let plan = plan.clone();
         let mut grads = record::<CubeBackend<R, F, I, BT>>(
             "nvfp4::backward",
@@ -135,6 +140,7 @@ where
                 let kept = Kept {
                     weight: kept_weight,
                     x: kept_x,
+                    x_mean: tensors.next(),
                 };
                 let (dx, dw) = CubeBackend::<R, F, I, BT>::backward(
                     kept,
@@ -221,6 +227,12 @@ fn is_host<B: Backend>(kept: &Kept<B>) -> bool {
         .into_iter()
         .flatten()
         .any(|operand| matches!(operand, Operand::Packed { .. } | Operand::Decoded(_)))
+}
+
+/// Shape and dtype of the mean of `x` over tokens.
+fn mean_of(x: &impl TensorMetadata) -> (Shape, DType) {
+    let shape = x.shape();
+    (Shape::new([1, shape[shape.num_dims() - 1]]), DType::F32)
 }
 
 fn is_empty(tensor: &impl TensorMetadata) -> bool {

@@ -11,6 +11,7 @@ use crate::cpu::{self, Contraction, DecodedMatrix, Element, MatrixView};
 use crate::format::{PackedMatrix, TensorScale};
 use crate::recipe::OperandSpec;
 use crate::runtime::{self, NonFinite};
+use crate::stats::OperandStatistics;
 
 /// A float matrix in host memory.
 #[derive(Clone, Copy, Debug)]
@@ -99,6 +100,31 @@ impl<'a> HostMatrix<'a> {
         };
         let view = MatrixView::new(data, rows, cols).expect("dense data fills its shape");
         (view, along)
+    }
+
+    /// What quantizing it would do.
+    pub(super) fn statistics(self, request: &OperandRequest<'_>) -> OperandStatistics {
+        on_slice!(self.data, data => {
+            let (view, along) = self.view(data, request.along);
+            OperandStatistics::measure(view, along, &request.spec, request.key)
+        })
+        .expect("the spec is a quantized one and the view fills its shape")
+    }
+
+    /// Share of the elements that are at least `bound`.
+    pub(crate) fn share_from(self, bound: f32) -> f64 {
+        let values = self.to_f32();
+        let from = values.iter().filter(|value| **value >= bound).count();
+        from as f64 / values.len().max(1) as f64
+    }
+
+    /// The matrix without its mean over tokens, row-major, and that mean.
+    pub(super) fn split_token_mean(self) -> (Vec<f32>, Vec<f32>) {
+        on_slice!(self.data, data => {
+            let (view, over) = self.view(data, Contraction::Rows);
+            let mean = cpu::token_mean(view, over);
+            (cpu::without_mean(view, over, &mean), mean)
+        })
     }
 
     fn to_f32(self) -> Vec<f32> {
@@ -201,6 +227,68 @@ pub(super) fn gemm<B: Nvfp4Engine>(
     let bias = bias.map(|bias| B::read_matrix(bias, |matrix| matrix.to_f32()));
     let values = cpu::gemm_decoded(&lhs, &rhs, bias.as_deref());
     B::from_values(values, output.shape, output.dtype, output.device)
+}
+
+/// The values of [`Nvfp4Engine::dequantize_operand`].
+pub(super) fn dequantize<B: Nvfp4Engine>(
+    operand: &Operand<B>,
+    along: Contraction,
+    shape: &Shape,
+) -> Vec<f32> {
+    let (rows, cols) = flat_dims(shape);
+    let matrix = decode(operand);
+    let DecodedMatrix { values, scale, .. } = &*matrix;
+    let factors: Vec<f32> = scale.amax.iter().map(|a| a * (1.0 / scale.q_max)).collect();
+    let mut out = Vec::with_capacity(rows * cols);
+    for row in 0..rows {
+        for col in 0..cols {
+            let (r, k) = match along {
+                Contraction::Columns => (row, col),
+                Contraction::Rows => (col, row),
+            };
+            let value = values[r * matrix.row_stride + k * matrix.k_stride];
+            let factor = match factors.as_slice() {
+                [tensor] => *tensor,
+                rows => rows[r],
+            };
+            out.push(value * factor);
+        }
+    }
+    out
+}
+
+/// [`Nvfp4Engine::multiply_row`] on the host. Not a GEMM of one row: in which order that sums
+/// depends on how the operand lies.
+pub(super) fn multiply_row<B: Nvfp4Engine>(
+    row: FloatTensor<B>,
+    rhs: &Operand<B>,
+    bias: Option<FloatTensor<B>>,
+) -> Vec<f32> {
+    let row = B::read_matrix(row, |matrix| matrix.to_f32());
+    let rhs = decode(rhs);
+    let mut sums = vec![0.0_f32; rhs.rows];
+    let value = |n: usize, k: usize| rhs.values[n * rhs.row_stride + k * rhs.k_stride];
+    // The same sums either way; what is read are neighbours.
+    if rhs.k_stride == 1 {
+        for (n, sum) in sums.iter_mut().enumerate() {
+            let products = row.iter().enumerate().map(|(k, x)| x * value(n, k));
+            *sum = products.fold(0.0, |sum, product| sum + product);
+        }
+    } else {
+        for (k, x) in row.iter().enumerate() {
+            for (n, sum) in sums.iter_mut().enumerate() {
+                *sum += x * value(n, k);
+            }
+        }
+    }
+    cpu::gemm_alpha(&TensorScale::unit(), &rhs.scale).apply(&mut sums, rhs.rows);
+    if let Some(bias) = bias {
+        let bias = B::read_matrix(bias, |matrix| matrix.to_f32());
+        for (sum, bias) in sums.iter_mut().zip(bias) {
+            *sum += bias;
+        }
+    }
+    sums
 }
 
 /// The f32 values of an operand, whatever form it is in.

@@ -17,17 +17,20 @@
 use burn_backend::tensor::{Device, FloatTensor};
 use burn_backend::{Backend, DType, Shape, TensorMetadata};
 
-use super::{Lifetime, Nvfp4Engine, Operand, OperandRequest, Output};
-use crate::cpu::Contraction;
+use super::mean::{Centred, add_outer};
+use super::{Lifetime, Nvfp4Engine, Operand, OperandRequest, Output, sample};
 use crate::recipe::OperandSpec;
-use crate::rng::Stream;
 use crate::runtime::LinearPlan;
 
-/// Random bytes of an operand as fprop reads it, should a recipe round it stochastically.
-const FPROP: Stream = Stream::Other(0);
+mod uses;
 
-/// Random bytes of a forward operand that backward reads along its other axis.
-const KEPT: Stream = Stream::Other(1);
+pub(super) use uses::{KeptUse, KeptUses};
+use uses::{
+    Use, dgrad_use, dgrad_weight_use, fprop_weight_use, fprop_x_use, wgrad_use, wgrad_x_use,
+};
+
+/// What [`Nvfp4Engine::quantize_operands`] returns.
+const ONE_EACH: &str = "one operand for each request";
 
 /// Which operands backward will need: the weight if `X` has a gradient, `X` if the weight has one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +64,8 @@ pub struct Kept<B: Backend> {
     pub weight: Option<Operand<B>>,
     /// lhs of wgrad.
     pub x: Option<Operand<B>>,
+    /// Mean of `X` over tokens, f32 `[1, d_input]`, if `x` is what is left without it.
+    pub x_mean: Option<FloatTensor<B>>,
 }
 
 /// Shape and dtype of a gradient: those of what it is the gradient of.
@@ -81,35 +86,80 @@ pub(crate) fn fprop<B: Nvfp4Engine>(
 
     let device = B::float_device(&x);
     let kept = KeptUses::new::<B>(plan, wanted, &device);
-    let lhs = Shared::new(x.clone(), fprop_x_use(plan), kept.x);
     let rhs = Shared::new(weight.clone(), fprop_weight_use(plan), kept.weight);
     if !recipe.fprop.is_quantized() && !B::has_own_gemm(&device) {
         let dtype = x.dtype();
+        let (x_kept, x_mean) = keep_x::<B>(x.clone(), plan, kept.x);
+        sample::burns_own::<B>("fprop", &x, plan);
         let y = B::linear(
             x,
             cast::<B>(weight, dtype),
             bias.map(|bias| cast::<B>(bias, dtype)),
         );
-        let (weight, x) = (rhs.later(plan), lhs.later(plan));
-        return (y, Kept { weight, x });
+        let kept = Kept {
+            weight: rhs.later(plan),
+            x: x_kept,
+            x_mean,
+        };
+        return (y, kept);
     }
     let output = Output {
         shape,
         dtype: x.dtype(),
         device: &device,
     };
-    let (lhs, kept_x) = lhs.quantize(plan, None);
+    let (lhs, kept_x, mean) = x_of_fprop::<B>(x, plan, kept.x);
     let (rhs, kept_weight) = match &plan.weight {
         // Backward and an optimizer need the tensor; what they change would not be seen here.
         Some(packed) if wanted == Wanted::Nothing => (B::load_weight(packed, &device), None),
         Some(_) | None => rhs.quantize(plan, Some(&lhs)),
     };
+    let bias = match &mean {
+        Some(mean) if recipe.fprop.is_quantized() => {
+            Some(B::multiply_row(mean.clone(), &rhs, bias, &device))
+        }
+        Some(_) | None => bias,
+    };
+    sample::gemm::<B>("fprop", recipe.fprop, [&lhs, &rhs], plan, &device);
     let y = B::gemm(&lhs, &rhs, bias, output);
     let kept = Kept {
         weight: kept_weight,
+        x_mean: mean.filter(|_| kept_x.is_some()),
         x: kept_x,
     };
     (y, kept)
+}
+
+/// lhs of fprop, what backward needs of `X`, and its mean if that is apart.
+fn x_of_fprop<B: Nvfp4Engine>(
+    x: FloatTensor<B>,
+    plan: &LinearPlan,
+    kept: Option<KeptUse>,
+) -> (Operand<B>, Option<Operand<B>>, Option<FloatTensor<B>>) {
+    let now = fprop_x_use(plan);
+    if plan.recipe.fprop.is_quantized() || !plan.recipe.keeps_means_apart() {
+        let Centred { rest, mean } = Centred::<B>::new(x, plan);
+        let (lhs, kept) = Shared::new(rest, now, kept).quantize(plan, None);
+        return (lhs, kept, mean);
+    }
+    // fprop multiplies the tensor, backward the rest of it.
+    let (kept, mean) = keep_x::<B>(x.clone(), plan, kept);
+    let (lhs, _) = Shared::new(x, now, None).quantize(plan, None);
+    (lhs, kept, mean)
+}
+
+/// What backward needs of `X` where fprop reads the tensor itself.
+fn keep_x<B: Nvfp4Engine>(
+    x: FloatTensor<B>,
+    plan: &LinearPlan,
+    kept: Option<KeptUse>,
+) -> (Option<Operand<B>>, Option<FloatTensor<B>>) {
+    if kept.is_none() {
+        return (None, None);
+    }
+    let Centred { rest, mean } = Centred::<B>::new(x, plan);
+    let kept = Shared::new(rest, fprop_x_use(plan), kept).later(plan);
+    (kept, mean)
 }
 
 /// `dX = dY Wᵀ` in the shape and dtype of `X`.
@@ -120,11 +170,27 @@ pub(crate) fn dgrad<B: Nvfp4Engine>(
     like: Like,
 ) -> FloatTensor<B> {
     if let Some((weight, dy)) = plain_dgrad::<B>(weight, &dy, plan) {
+        sample::burns_own::<B>("dgrad", &dy, plan);
         return cast::<B>(B::linear_x_backward(weight, dy), like.1);
     }
     let device = B::float_device(&dy);
-    let dy = dgrad_use(plan).quantize::<B>(dy, plan, Stream::Dgrad, Lifetime::OneGemm);
-    B::gemm(&dy, weight, None, output::<B>(like, &device))
+    let Centred { rest, mean } = Centred::<B>::new(dy, plan);
+    let dy = dgrad_use(plan).quantize::<B>(rest, plan, Lifetime::OneGemm);
+    x_gradient::<B>(&dy, weight, mean, plan, output::<B>(like, &device))
+}
+
+/// The GEMM of dgrad, and the mean of `dY` through the weight.
+fn x_gradient<B: Nvfp4Engine>(
+    dy: &Operand<B>,
+    weight: &Operand<B>,
+    mean: Option<FloatTensor<B>>,
+    plan: &LinearPlan,
+    output: Output<'_, B>,
+) -> FloatTensor<B> {
+    let device = output.device;
+    sample::gemm::<B>("dgrad", plan.recipe.dgrad, [dy, weight], plan, device);
+    let bias = mean.map(|mean| B::multiply_row(mean, weight, None, device));
+    B::gemm(dy, weight, bias, output)
 }
 
 /// The operands of Burn's own op, if dgrad is that.
@@ -147,16 +213,51 @@ fn plain_dgrad<B: Nvfp4Engine>(
 /// `dW = Xᵀ dY`, `[d_input, d_output]`, in the dtype of `W`.
 pub(crate) fn wgrad<B: Nvfp4Engine>(
     x: &Operand<B>,
+    x_mean: Option<FloatTensor<B>>,
     dy: FloatTensor<B>,
     plan: &LinearPlan,
     like: Like,
 ) -> FloatTensor<B> {
     if let Some((x, dy)) = plain_wgrad::<B>(x, &dy, plan, like.1) {
+        sample::burns_own::<B>("wgrad", &dy, plan);
         return B::linear_weight_backward(x, dy);
     }
     let device = B::float_device(&dy);
-    let dy = wgrad_use(plan).quantize::<B>(dy, plan, Stream::Wgrad, Lifetime::OneGemm);
-    B::gemm(x, &dy, None, output::<B>(like, &device))
+    let tokens = tokens(&dy.shape());
+    let Centred { rest, mean } = Centred::<B>::new(dy, plan);
+    let dy = wgrad_use(plan).quantize::<B>(rest, plan, Lifetime::OneGemm);
+    let means = x_mean.zip(mean).map(|means| (means, tokens));
+    weight_gradient::<B>(x, &dy, means, plan, output::<B>(like, &device))
+}
+
+/// The means of `X` and of `dY`, and the number of tokens.
+type Means<B> = ((FloatTensor<B>, FloatTensor<B>), usize);
+
+/// The GEMM of wgrad, and the product of both means.
+fn weight_gradient<B: Nvfp4Engine>(
+    x: &Operand<B>,
+    dy: &Operand<B>,
+    means: Option<Means<B>>,
+    plan: &LinearPlan,
+    output: Output<'_, B>,
+) -> FloatTensor<B> {
+    sample::gemm::<B>("wgrad", plan.recipe.wgrad, [x, dy], plan, output.device);
+    let Some(((x_mean, dy_mean), tokens)) = means else {
+        return B::gemm(x, dy, None, output);
+    };
+    let dtype = output.dtype;
+    let output = Output {
+        dtype: DType::F32,
+        ..output
+    };
+    let dw = B::gemm(x, dy, None, output);
+    cast::<B>(add_outer::<B>(dw, [x_mean, dy_mean], tokens), dtype)
+}
+
+/// Leading dims, flattened.
+fn tokens(shape: &Shape) -> usize {
+    let leading = 0..shape.num_dims() - 1;
+    leading.map(|dim| shape[dim]).product()
 }
 
 /// The operands of Burn's own op, if wgrad is that.
@@ -195,7 +296,7 @@ pub(crate) fn x_backward<B: Nvfp4Engine>(
     plan: &LinearPlan,
     like: Like,
 ) -> FloatTensor<B> {
-    let weight = dgrad_weight_use(plan).quantize::<B>(weight, plan, KEPT, Lifetime::OneGemm);
+    let weight = for_backward::<B>(weight, fprop_weight_use(plan), dgrad_weight_use(plan), plan);
     dgrad::<B>(&weight, dy, plan, like)
 }
 
@@ -206,8 +307,26 @@ pub(crate) fn weight_backward<B: Nvfp4Engine>(
     plan: &LinearPlan,
     like: Like,
 ) -> FloatTensor<B> {
-    let x = wgrad_x_use(plan).quantize::<B>(x, plan, KEPT, Lifetime::OneGemm);
-    wgrad::<B>(&x, dy, plan, like)
+    let Centred { rest, mean } = Centred::<B>::new(x, plan);
+    let x = for_backward::<B>(rest, fprop_x_use(plan), wgrad_x_use(plan), plan);
+    wgrad::<B>(&x, mean, dy, plan, like)
+}
+
+/// A forward operand as backward reads it, from the tensor.
+fn for_backward<B: Nvfp4Engine>(
+    tensor: FloatTensor<B>,
+    now: Use,
+    later: Use,
+    plan: &LinearPlan,
+) -> Operand<B> {
+    if !later.reads_fprop(now, plan) {
+        return later.quantize::<B>(tensor, plan, Lifetime::OneGemm);
+    }
+    let device = B::float_device(&tensor);
+    let shape = tensor.shape();
+    let made = now.quantize::<B>(tensor, plan, Lifetime::OneGemm);
+    let multiplied = B::dequantize_operand(&made, now.along, shape, &device);
+    later.quantize::<B>(multiplied, plan, Lifetime::OneGemm)
 }
 
 /// Both gradients, from what forward has kept; `dY` is read and quantized once for both.
@@ -224,34 +343,41 @@ pub(crate) fn backward<B: Nvfp4Engine>(
         Kept {
             weight: Some(kept_weight),
             x: Some(kept_x),
+            x_mean,
         } if plain_dgrad::<B>(&kept_weight, &dy, plan).is_none()
             && plain_wgrad::<B>(&kept_x, &dy, plan, weight.1).is_none() =>
         {
+            let tokens = tokens(&dy.shape());
+            let Centred { rest: dy, mean } = Centred::<B>::new(dy, plan);
             let one_packing = rows.spec == columns.spec
                 && rows.spec.is_transposable()
                 && B::packs_for_both_axes(&device);
             let (for_dx, for_dw) = if one_packing {
-                let dy = rows.quantize::<B>(dy, plan, Stream::Dgrad, Lifetime::NowAndKept);
+                let dy = rows.quantize::<B>(dy, plan, Lifetime::NowAndKept);
                 let transposed = dy.transposed();
                 (dy, transposed)
             } else {
                 let requests = [
-                    rows.request(plan, Stream::Dgrad, Lifetime::OneGemm),
-                    columns.request(plan, Stream::Wgrad, Lifetime::OneGemm),
+                    rows.request(plan, Lifetime::OneGemm),
+                    columns.request(plan, Lifetime::OneGemm),
                 ];
-                pair(B::quantize_operands(dy, &requests, None))
+                pair(quantize_all(dy, &requests, None, plan))
             };
-            let dx = B::gemm(&for_dx, &kept_weight, None, output::<B>(x, &device));
+            let output_x = output::<B>(x, &device);
+            let dx = x_gradient::<B>(&for_dx, &kept_weight, mean.clone(), plan, output_x);
             drop((for_dx, kept_weight));
-            let dw = B::gemm(&kept_x, &for_dw, None, output::<B>(weight, &device));
+            let means = x_mean.zip(mean).map(|means| (means, tokens));
+            let output_w = output::<B>(weight, &device);
+            let dw = weight_gradient::<B>(&kept_x, &for_dw, means, plan, output_w);
             (Some(dx), Some(dw))
         }
         Kept {
             weight: kept_weight,
             x: kept_x,
+            x_mean,
         } => {
             let dx = kept_weight.map(|weight| dgrad::<B>(&weight, dy.clone(), plan, x));
-            let dw = kept_x.map(|kept| wgrad::<B>(&kept, dy, plan, weight));
+            let dw = kept_x.map(|kept| wgrad::<B>(&kept, x_mean, dy, plan, weight));
             (dx, dw)
         }
     }
@@ -259,8 +385,19 @@ pub(crate) fn backward<B: Nvfp4Engine>(
 
 /// The operands of two requests.
 fn pair<B: Backend>(operands: Vec<Operand<B>>) -> (Operand<B>, Operand<B>) {
-    let [first, second] = operands.try_into().expect("one operand for each request");
+    let [first, second] = operands.try_into().expect(ONE_EACH);
     (first, second)
+}
+
+/// Operands of the same tensor; in a sampled step what that does is measured first.
+fn quantize_all<B: Nvfp4Engine>(
+    x: FloatTensor<B>,
+    requests: &[OperandRequest<'_>],
+    other: Option<&Operand<B>>,
+    plan: &LinearPlan,
+) -> Vec<Operand<B>> {
+    sample::operands::<B>(&x, requests, plan);
+    B::quantize_operands(x, requests, other)
 }
 
 /// `db`, the sum of the unquantized `dY` over tokens, in `dtype`.
@@ -274,143 +411,6 @@ pub(crate) fn cast<B: Backend>(tensor: FloatTensor<B>, dtype: DType) -> FloatTen
         tensor
     } else {
         B::float_cast(tensor, dtype.into())
-    }
-}
-
-/// One use of a tensor as an operand.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Use {
-    pub(super) spec: OperandSpec,
-    pub(super) along: Contraction,
-    operand: &'static str,
-}
-
-/// How backward will read what forward keeps of a tensor.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct KeptUse {
-    pub(super) later: Use,
-    /// What fprop packs for itself is kept.
-    pub(super) one_packing: bool,
-}
-
-impl KeptUse {
-    fn new<B: Nvfp4Engine>(now: Use, later: Use, device: &Device<B>) -> Self {
-        let one_packing =
-            later.spec == now.spec && now.spec.is_transposable() && B::packs_for_both_axes(device);
-        Self { later, one_packing }
-    }
-}
-
-/// What forward keeps.
-pub(super) struct KeptUses {
-    pub(super) weight: Option<KeptUse>,
-    pub(super) x: Option<KeptUse>,
-}
-
-impl KeptUses {
-    pub(super) fn new<B: Nvfp4Engine>(
-        plan: &LinearPlan,
-        wanted: Wanted,
-        device: &Device<B>,
-    ) -> Self {
-        let kept = |now, later| KeptUse::new::<B>(now, later, device);
-        Self {
-            weight: wanted
-                .weight()
-                .then(|| kept(fprop_weight_use(plan), dgrad_weight_use(plan))),
-            x: wanted
-                .x()
-                .then(|| kept(fprop_x_use(plan), wgrad_x_use(plan))),
-        }
-    }
-}
-
-impl Use {
-    fn request(self, plan: &LinearPlan, stream: Stream, lifetime: Lifetime) -> OperandRequest<'_> {
-        let Self {
-            spec,
-            along,
-            operand,
-        } = self;
-        OperandRequest {
-            spec,
-            along,
-            key: plan.key(stream),
-            lifetime,
-            layer: plan.layer_name(),
-            operand,
-        }
-    }
-
-    fn quantize<B: Nvfp4Engine>(
-        self,
-        x: FloatTensor<B>,
-        plan: &LinearPlan,
-        stream: Stream,
-        lifetime: Lifetime,
-    ) -> Operand<B> {
-        B::quantize_operand(x, &self.request(plan, stream, lifetime))
-    }
-
-    /// For fprop, whose other operand may be there already.
-    fn quantize_for<B: Nvfp4Engine>(
-        self,
-        x: FloatTensor<B>,
-        plan: &LinearPlan,
-        lifetime: Lifetime,
-        other: Option<&Operand<B>>,
-    ) -> Operand<B> {
-        let request = self.request(plan, FPROP, lifetime);
-        let mut made = B::quantize_operands(x, &[request], other);
-        made.pop().expect("one operand for each request")
-    }
-}
-
-fn fprop_x_use(plan: &LinearPlan) -> Use {
-    Use {
-        spec: plan.recipe.fprop.lhs,
-        along: Contraction::Columns,
-        operand: "fprop.lhs",
-    }
-}
-
-fn fprop_weight_use(plan: &LinearPlan) -> Use {
-    Use {
-        spec: plan.recipe.fprop.rhs,
-        along: Contraction::Rows,
-        operand: "fprop.rhs",
-    }
-}
-
-fn dgrad_weight_use(plan: &LinearPlan) -> Use {
-    Use {
-        spec: plan.recipe.dgrad.rhs,
-        along: Contraction::Columns,
-        operand: "dgrad.rhs",
-    }
-}
-
-fn wgrad_x_use(plan: &LinearPlan) -> Use {
-    Use {
-        spec: plan.recipe.wgrad.lhs,
-        along: Contraction::Rows,
-        operand: "wgrad.lhs",
-    }
-}
-
-fn dgrad_use(plan: &LinearPlan) -> Use {
-    Use {
-        spec: plan.recipe.dgrad.lhs,
-        along: Contraction::Columns,
-        operand: "dgrad.lhs",
-    }
-}
-
-fn wgrad_use(plan: &LinearPlan) -> Use {
-    Use {
-        spec: plan.recipe.wgrad.rhs,
-        along: Contraction::Rows,
-        operand: "wgrad.rhs",
     }
 }
 
@@ -437,12 +437,22 @@ impl<B: Nvfp4Engine> Shared<B> {
             Some(KeptUse {
                 later,
                 one_packing: false,
+            }) if later.reads_fprop(now, plan) => {
+                let (device, shape) = (B::float_device(&tensor), tensor.shape());
+                let made = now.quantize_for::<B>(tensor, plan, Lifetime::OneGemm, other);
+                let multiplied = B::dequantize_operand(&made, now.along, shape, &device);
+                let kept = later.quantize::<B>(multiplied, plan, Lifetime::Kept);
+                (made, Some(kept))
+            }
+            Some(KeptUse {
+                later,
+                one_packing: false,
             }) => {
                 let requests = [
-                    now.request(plan, FPROP, Lifetime::OneGemm),
-                    later.request(plan, KEPT, Lifetime::Kept),
+                    now.request(plan, Lifetime::OneGemm),
+                    later.request(plan, Lifetime::Kept),
                 ];
-                let (now, kept) = pair(B::quantize_operands(tensor, &requests, other));
+                let (now, kept) = pair(quantize_all(tensor, &requests, other, plan));
                 (now, Some(kept))
             }
             Some(_) => {
@@ -460,6 +470,6 @@ impl<B: Nvfp4Engine> Shared<B> {
     /// What backward needs, where fprop reads the tensor itself.
     fn later(self, plan: &LinearPlan) -> Option<Operand<B>> {
         let later = self.kept?.later;
-        Some(later.quantize::<B>(self.tensor, plan, KEPT, Lifetime::Kept))
+        Some(later.quantize::<B>(self.tensor, plan, Lifetime::Kept))
     }
 }

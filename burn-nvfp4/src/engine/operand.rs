@@ -179,6 +179,18 @@ impl<B: Backend> Operand<B> {
         }
     }
 
+    /// The same operand, for a GEMM with another one than it was quantized for.
+    #[must_use]
+    pub fn without_alpha(self) -> Self {
+        match self {
+            Self::Device(operand) => Self::Device(DeviceOperand {
+                alpha: None,
+                ..operand
+            }),
+            Self::HighPrecision { .. } | Self::Packed { .. } | Self::Decoded(_) => self,
+        }
+    }
+
     /// Bytes that the operand occupies beyond tensors that live anyway.
     pub fn bytes(&self) -> usize {
         match self {

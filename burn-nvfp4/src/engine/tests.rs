@@ -23,6 +23,7 @@ fn plan(recipe: Recipe) -> LinearPlan {
         seed: 3,
         step: 5,
         weight: None,
+        sampled: false,
     }
 }
 
@@ -79,7 +80,7 @@ fn kept_bytes(recipe: Recipe, [tokens, d_input, d_output]: [usize; 3]) -> [usize
         tensor::<NdArray>([d_input, d_output], 0.2),
     );
     let all = Wanted::Both;
-    let (_, Kept { weight, x }) = fprop::<NdArray>(x, w, None, &plan(recipe), all);
+    let (_, Kept { weight, x, .. }) = fprop::<NdArray>(x, w, None, &plan(recipe), all);
     [x, weight].map(|operand| operand.expect("both are kept").bytes())
 }
 

@@ -24,6 +24,34 @@ pub const fn encode(x: f32) -> u8 {
     (bits & 0xFF) as u8
 }
 
+/// Random bits of [`encode_stochastic`].
+pub const RANDOM_BITS: u32 = 20;
+
+/// One of the two neighbours of a number that is not negative, by the low [`RANDOM_BITS`] bits of
+/// `random`; saturates at 448.
+///
+/// Up with the probability that makes the mean right: an f32 has twenty significant bits more than
+/// an E4M3 number, so in the range of normal numbers exactly, below 2^-6 to 2^-20 of a step.
+#[inline(always)]
+pub const fn encode_stochastic(x: f32, random: u32) -> u8 {
+    let a = if x < MAX { x } else { MAX };
+    // `code + fraction` as fixed point: from 2^-6 up these are bits of the float.
+    let normal = a.to_bits().wrapping_sub(120 << 23);
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "below 2^23 where it is used; truncation is the rounding that is meant"
+    )]
+    let subnormal = (a * 536_870_912.0) as u32;
+    let fixed = if a < SMALLEST_NORMAL {
+        subnormal
+    } else {
+        normal
+    };
+    let up = random & ((1 << RANDOM_BITS) - 1);
+    ((fixed.wrapping_add(up) >> RANDOM_BITS) & 0x7F) as u8
+}
+
 /// The value of a byte.
 #[inline(always)]
 pub const fn decode(byte: u8) -> f32 {
@@ -85,6 +113,29 @@ mod tests {
             let expected = nearest | if x.is_sign_negative() { 0x80 } else { 0 };
             assert_eq!(encode(x), expected, "bf16 bits {bits:#06x} ({x})");
         }
+    }
+
+    #[test]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "the random numbers below which the sum stays, rounded down"
+    )]
+    fn stochastic_rounding_goes_up_in_proportion() {
+        let all = 1u32 << RANDOM_BITS;
+        for byte in 0..0x7Eu8 {
+            let (low, high) = (decode(byte), decode(byte + 1));
+            for part in [0.0_f32, 0.125, 0.3, 0.5, 0.999] {
+                let x = low + (high - low) * part;
+                let share = (f64::from(x) - f64::from(low)) / f64::from(high - low);
+                let least = all - (share * f64::from(all)) as u32;
+                assert_eq!(encode_stochastic(x, least - 1), byte, "{x}");
+                if least < all {
+                    assert_eq!(encode_stochastic(x, least), byte + 1, "{x}");
+                }
+            }
+        }
+        assert_eq!(encode_stochastic(1e9, all - 1), 0x7E);
+        assert_eq!(encode_stochastic(448.0, all - 1), 0x7E);
     }
 
     #[test]

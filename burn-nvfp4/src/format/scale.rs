@@ -103,6 +103,54 @@ impl Nvfp4Scaling {
     }
 }
 
+/// What an EDEN block amax is multiplied with besides `S_enc`: `0.93 * (17 / 16) / 6` in f32.
+///
+/// E4M3 rounds a scale down by as much as 1/17 of it. 17/16 alone would keep every element within
+/// 6; 0.93 gives some of that back, which clips a little and resolves the rest better.
+const EDEN_PART: f32 = 0.164_687_5;
+
+/// The scales of MS-EDEN before their correction (numerics §11).
+#[derive(Clone, Copy, Debug)]
+pub struct EdenScaling {
+    tensor: Nvfp4Scaling,
+    encode_part: f32,
+}
+
+impl EdenScaling {
+    /// The tensor level for an amax over a tensor.
+    pub const fn new(amax: f32) -> Self {
+        let tensor = Nvfp4Scaling::new(amax, NVFP4_Q_MAX_256);
+        Self {
+            tensor,
+            encode_part: tensor.encode() * EDEN_PART,
+        }
+    }
+
+    /// The E4M3 scale by which a block is encoded; at least the smallest there is.
+    #[inline(always)]
+    pub const fn block_scale(&self, block_amax: f32) -> u8 {
+        let scale = e4m3::encode((block_amax * self.encode_part).min(f32::MAX));
+        if scale == 0 { 1 } else { scale }
+    }
+
+    /// As [`Nvfp4Scaling::block_encode_scale`].
+    #[inline(always)]
+    pub const fn block_encode_scale(&self, block_scale: u8) -> f32 {
+        self.tensor.block_encode_scale(block_scale)
+    }
+}
+
+/// EDEN's correction of a rotated vector: `|y|^2 / <y, q>`; 1 where that says nothing.
+#[inline(always)]
+pub const fn eden_correction(norm: f32, overlap: f32) -> f32 {
+    let ratio = norm / overlap;
+    if ratio > 0.0 && ratio <= f32::MAX {
+        ratio
+    } else {
+        1.0
+    }
+}
+
 /// The scales that NVIDIA's Model Optimizer gives a weight: the same two levels in another order of
 /// operations, with a floor under the block scale.
 ///

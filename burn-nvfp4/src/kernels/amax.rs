@@ -21,7 +21,7 @@ use super::source::{Source, TileShape, address_type, array, cubes, units, word};
 use crate::cpu::Contraction;
 
 /// Rows of the partial maxima, `[SLOTS, cubes]`; a launch writes those that it was asked for.
-const SLOTS: usize = 4;
+pub(super) const SLOTS: usize = 4;
 
 /// Cubes that write partial maxima, at most: each cube of the next kernel reads all of them.
 const MOST_PARTIALS: u32 = 1024;
@@ -208,8 +208,9 @@ fn partial_amax<F: Float, NC: Size, NR: Size>(
     }
 }
 
+/// Writes the largest of one number per unit as the partial maximum of this cube.
 #[cube]
-fn write_partial(
+pub(super) fn write_partial(
     largest: u32,
     partials: &mut Array<u32>,
     cubes: u32,

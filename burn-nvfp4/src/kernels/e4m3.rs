@@ -52,6 +52,19 @@ pub(super) fn round(x: f32, #[comptime] arithmetic: Arithmetic) -> Rounded {
     Rounded { byte, value }
 }
 
+/// One of the two neighbours of a number that is neither negative nor NaN, by the upper twenty
+/// bits of `random`.
+#[cube]
+pub(super) fn encode_stochastic(x: f32, random: u32) -> u32 {
+    let bits = u32::min(u32::reinterpret(x), MAX);
+    let a = f32::reinterpret(bits);
+    // `code + fraction` as fixed point: from 2^-6 up these are bits of the float.
+    let normal = bits - comptime!(120u32 << 23);
+    let subnormal = u32::cast_from(a * 536_870_912.0f32);
+    let fixed = select(a < 0.015_625f32, subnormal, normal);
+    (fixed + (random >> 12u32)) >> 20u32
+}
+
 /// The number of a byte.
 #[cube]
 pub(super) fn of_byte(byte: u32) -> Rounded {

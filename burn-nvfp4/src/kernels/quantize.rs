@@ -37,6 +37,7 @@ mod block_scale;
 mod elements;
 mod memory;
 mod launch;
+mod eden;
 
 use block_scale::{choose, nvfp4_scale, scale_of_block, share_amaxes};
 use elements::{finish, store_decoded};
@@ -57,6 +58,8 @@ pub(super) enum Scales {
     Nvfp4,
     /// E4M3, block amax to 6 or to 4.
     FourOverSix(ErrorRule),
+    /// E4M3, corrected and rounded stochastically: a kernel of its own.
+    Eden,
     /// E8M0 for elements up to the f32 with these bits.
     Mx { rule: E8m0Rule, element_max: u32 },
     /// One encode scale for everything.
@@ -135,7 +138,7 @@ impl Plan {
             Scales::Nvfp4 | Scales::FourOverSix(_) | Scales::Mx { .. } => {
                 self.block_rows * self.block_groups
             }
-            Scales::Fp8Tensor | Scales::Fp8Block => 1,
+            Scales::Eden | Scales::Fp8Tensor | Scales::Fp8Block => 1,
         }
     }
 
@@ -153,14 +156,22 @@ impl Plan {
     const fn error_rule(&self) -> Option<ErrorRule> {
         match self.scales {
             Scales::FourOverSix(rule) => Some(rule),
-            Scales::Nvfp4 | Scales::Mx { .. } | Scales::Fp8Tensor | Scales::Fp8Block => None,
+            Scales::Nvfp4
+            | Scales::Eden
+            | Scales::Mx { .. }
+            | Scales::Fp8Tensor
+            | Scales::Fp8Block => None,
         }
     }
 
     const fn mx(&self) -> Option<(E8m0Rule, u32)> {
         match self.scales {
             Scales::Mx { rule, element_max } => Some((rule, element_max)),
-            Scales::Nvfp4 | Scales::FourOverSix(_) | Scales::Fp8Tensor | Scales::Fp8Block => None,
+            Scales::Nvfp4
+            | Scales::FourOverSix(_)
+            | Scales::Eden
+            | Scales::Fp8Tensor
+            | Scales::Fp8Block => None,
         }
     }
 
@@ -173,7 +184,7 @@ impl Plan {
 
     const fn has_tensor_scale(&self) -> bool {
         match self.scales {
-            Scales::Nvfp4 | Scales::FourOverSix(_) | Scales::Fp8Tensor => true,
+            Scales::Nvfp4 | Scales::FourOverSix(_) | Scales::Eden | Scales::Fp8Tensor => true,
             Scales::Mx { .. } | Scales::Fp8Block => false,
         }
     }

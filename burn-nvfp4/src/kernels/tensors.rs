@@ -69,6 +69,8 @@ pub fn one<R: CubeRuntime>(like: &CubeTensor<R>) -> CubeTensor<R> {
 /// Shapes and dtypes of the parts of a packed operand.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PackedParts {
+    /// Length of the contraction axis ([`OperandSpec::packed_k`]).
+    pub k: usize,
     /// `k` rounded up to whole blocks.
     pub padded_k: usize,
     /// The format of codes and scales.
@@ -105,6 +107,7 @@ pub fn packed_parts<R: CubeRuntime>(
             let (q_max, amaxes) = match scale {
                 ScaleRule::Tensor => (NVFP4_Q_MAX, 1),
                 ScaleRule::Row => (NVFP4_Q_MAX, rows),
+                ScaleRule::Eden => (NVFP4_Q_MAX_256, 1),
                 ScaleRule::FourOverSix { bound, .. } => match bound {
                     ScaleBound::E4m3At256 => (NVFP4_Q_MAX_256, 1),
                     ScaleBound::E4m3At448 => (NVFP4_Q_MAX, 1),
@@ -122,6 +125,7 @@ pub fn packed_parts<R: CubeRuntime>(
             (Format::Fp8 { scaling }, q_max, 1)
         }
     };
+    let k = spec.packed_k(k);
     let layout = format
         .layout(rows, k)
         .expect("a tensor that exists has a size that can be counted");
@@ -138,6 +142,7 @@ pub fn packed_parts<R: CubeRuntime>(
         } => Some((scales, DType::F32)),
     };
     PackedParts {
+        k,
         padded_k,
         format,
         q_max,

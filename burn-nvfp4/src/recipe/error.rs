@@ -52,6 +52,12 @@ pub enum RecipeError {
         /// What was given; text, because NaN equals nothing.
         value: String,
     },
+    /// Numbers of OsciReset that mean nothing.
+    #[error("oscillation reset: {reason}")]
+    Oscillation {
+        /// What would be right.
+        reason: &'static str,
+    },
     /// More high-precision blocks than blocks.
     #[error("{head} blocks at the start and {tail} at the end make more than {blocks} in all")]
     TooManyBlocks {

@@ -5,7 +5,8 @@
 //! 1. a layer in one of the first or last blocks that the policy keeps is in high precision;
 //! 2. else the last override whose pattern matches the layer's name gives the recipe;
 //! 3. else, and for layers without a name, it is the base recipe;
-//! 4. once the late switch is reached, fprop is in high precision, whatever 1 to 3 gave.
+//! 4. until the warm-up is over, the GEMMs that this quantizes run as its recipe has them;
+//! 5. once the late switch is reached, fprop is in high precision, whatever 1 to 4 gave.
 //!
 //! The block of a layer is the number after `layers.` or `blocks.` in its name. Patterns are globs
 //! over the whole name, in which `*` also matches dots: `*.out_proj`, `layers.3.*`,
@@ -22,7 +23,7 @@ pub mod presets;
 #[cfg(test)]
 mod tests;
 
-pub use spec::{Extent, Override, PolicySpec, Progress, WhenUnmatched};
+pub use spec::{Extent, Override, PolicySpec, Progress, WarmUp, WhenUnmatched};
 
 use spec::check_fraction;
 
@@ -77,6 +78,10 @@ impl Policy {
         if let Some(fraction) = spec.high_precision_forward_from {
             check_fraction(fraction, "high_precision_forward_from")?;
         }
+        if let Some(warm_up) = &spec.warm_up {
+            warm_up.recipe.validate()?;
+            check_fraction(warm_up.until, "warm_up.until")?;
+        }
         let patterns = spec
             .overrides
             .iter()
@@ -125,6 +130,21 @@ impl Policy {
     pub fn with_high_precision_forward_from(self, fraction: f64) -> Result<Self, RecipeError> {
         Self::new(PolicySpec {
             high_precision_forward_from: Some(fraction),
+            ..self.spec
+        })
+    }
+
+    /// The same policy, except that until this fraction of the run, GEMMs that are quantized run as
+    /// `recipe` has them.
+    ///
+    /// For a start in FP8: 4 bits from the first step on meet weights of which none is trained and
+    /// gradients at their largest.
+    ///
+    /// # Errors
+    /// [`RecipeError::Fraction`] outside (0, 1]; a recipe without an arithmetic.
+    pub fn with_warm_up(self, recipe: Recipe, until: f64) -> Result<Self, RecipeError> {
+        Self::new(PolicySpec {
+            warm_up: Some(WarmUp { until, recipe }),
             ..self.spec
         })
     }
@@ -178,7 +198,11 @@ impl Policy {
 
     /// The recipe of the linear `layer` at `progress`.
     pub fn resolve(&self, layer: Option<&str>, progress: Progress) -> Recipe {
-        let recipe = layer.map_or(self.spec.base, |layer| self.recipe_of(layer));
+        let own = layer.map_or(self.spec.base, |layer| self.recipe_of(layer));
+        let recipe = match &self.spec.warm_up {
+            Some(warm_up) if progress.is_before(warm_up.until) => warmed_up(own, warm_up.recipe),
+            Some(_) | None => own,
+        };
         match self.spec.high_precision_forward_from {
             Some(fraction) if progress.has_reached(fraction) => Recipe {
                 fprop: GemmSpec::HIGH_PRECISION,
@@ -202,6 +226,17 @@ impl Policy {
         let overrides = self.spec.overrides.iter().zip(&self.patterns);
         let matching = overrides.rev().find(|(_, pattern)| pattern.is_match(layer));
         matching.map_or(self.spec.base, |(one, _)| one.recipe)
+    }
+}
+
+/// `start`, but for the GEMMs that `own` leaves in high precision.
+fn warmed_up(own: Recipe, start: Recipe) -> Recipe {
+    let gemm = |own: GemmSpec, start| if own.is_quantized() { start } else { own };
+    Recipe {
+        fprop: gemm(own.fprop, start.fprop),
+        dgrad: gemm(own.dgrad, start.dgrad),
+        wgrad: gemm(own.wgrad, start.wgrad),
+        ..start
     }
 }
 

@@ -5,8 +5,8 @@
 
 use super::RecipeError;
 use super::spec::{
-    BlockError, BlockShape, E8m0Rule, ErrorArithmetic, Fp8Scaling, GemmSpec, OperandSpec, Recipe,
-    Rounding, ScaleBound, ScaleRule, Transform,
+    BackwardReads, BlockError, BlockShape, E8m0Rule, ErrorArithmetic, Fp8Scaling, GemmSpec,
+    OperandSpec, Recipe, Rounding, ScaleBound, ScaleRule, TokenMean, Transform,
 };
 
 /// A recipe with a name.
@@ -67,6 +67,24 @@ pub const PRESETS: &[Preset] = &[
         source: "arXiv:2512.02010; TransformerEngine's nvfp4_4over6 defaults",
     },
     Preset {
+        name: "four_over_six_1d",
+        recipe: FOUR_OVER_SIX_1D,
+        summary: "1x16 weights, and forward scaled to 4 or 6 by squared error; nvidia's gradients",
+        source: "arXiv:2601.22813 (its forward); arXiv:2512.02010",
+    },
+    Preset {
+        name: "quartet2",
+        recipe: QUARTET2,
+        summary: "four_over_six_1d forward, MS-EDEN backward: rotated operands, stochastic scales",
+        source: "arXiv:2601.22813 (Quartet II)",
+    },
+    Preset {
+        name: "averis",
+        recipe: AVERIS,
+        summary: "nvidia with means over tokens kept apart in place of the Hadamard transform",
+        source: "arXiv:2603.10444v2 (Averis)",
+    },
+    Preset {
         name: "mxfp4",
         recipe: MXFP4,
         summary: "nvidia with blocks of 32 and power-of-two scales",
@@ -122,6 +140,8 @@ const DY: OperandSpec = X.with_rounding(Rounding::Stochastic);
 
 /// No quantization.
 pub const HIGH_PRECISION: Recipe = Recipe {
+    backward_reads: BackwardReads::Tensors,
+    token_mean: TokenMean::Quantized,
     fprop: GemmSpec::HIGH_PRECISION,
     dgrad: GemmSpec::HIGH_PRECISION,
     wgrad: GemmSpec::HIGH_PRECISION,
@@ -129,6 +149,8 @@ pub const HIGH_PRECISION: Recipe = Recipe {
 
 /// NVIDIA's recipe, which is TransformerEngine's default (numerics §3).
 pub const NVIDIA: Recipe = Recipe {
+    backward_reads: BackwardReads::Tensors,
+    token_mean: TokenMean::Quantized,
     fprop: GemmSpec { lhs: X, rhs: W },
     dgrad: GemmSpec { lhs: DY, rhs: W },
     wgrad: GemmSpec {
@@ -145,12 +167,12 @@ pub const NVIDIA_NO_RHT: Recipe = Recipe {
 
 /// [`NVIDIA`] with gradients rounded to nearest, ties to even.
 pub const NVIDIA_NO_SR: Recipe = Recipe {
-    fprop: GemmSpec { lhs: X, rhs: W },
     dgrad: GemmSpec { lhs: X, rhs: W },
     wgrad: GemmSpec {
         lhs: X.with_hadamard(),
         rhs: X.with_hadamard(),
     },
+    ..NVIDIA
 };
 
 /// [`NVIDIA`] with 1x16 weight blocks: `W` in fprop and `Wᵀ` in dgrad are quantized apart.
@@ -184,13 +206,14 @@ pub const ROW_SCALED: Recipe = Recipe {
     ..HIGH_PRECISION
 };
 
-/// Four-over-six with TransformerEngine's defaults: bound 256, absolute error, exact arithmetic.
-const fn four_over_six(block: BlockShape) -> OperandSpec {
+/// Four-over-six with TransformerEngine's defaults for all but the error: bound 256, exact
+/// arithmetic.
+const fn four_over_six(block: BlockShape, error: BlockError) -> OperandSpec {
     OperandSpec::Nvfp4 {
         block,
         scale: ScaleRule::FourOverSix {
             bound: ScaleBound::E4m3At256,
-            error: BlockError::Mae,
+            error,
             arithmetic: ErrorArithmetic::Exact,
         },
         rounding: Rounding::NearestEven,
@@ -205,14 +228,67 @@ const fn four_over_six(block: BlockShape) -> OperandSpec {
 /// stochastic rounding and with the Hadamard transform, so wgrad stays [`NVIDIA`]'s.
 pub const FOUR_OVER_SIX: Recipe = Recipe {
     fprop: GemmSpec {
-        lhs: four_over_six(BlockShape::Row16),
-        rhs: four_over_six(BlockShape::Tile16x16),
+        lhs: four_over_six(BlockShape::Row16, BlockError::Mae),
+        rhs: four_over_six(BlockShape::Tile16x16, BlockError::Mae),
     },
     dgrad: GemmSpec {
         lhs: DY,
-        rhs: four_over_six(BlockShape::Tile16x16),
+        rhs: four_over_six(BlockShape::Tile16x16, BlockError::Mae),
     },
     wgrad: NVIDIA.wgrad,
+    ..NVIDIA
+};
+
+/// Both operands of fprop in 1x16 blocks, scaled to 4 or 6 by the squared error.
+const FPROP_1D: GemmSpec = {
+    let operand = four_over_six(BlockShape::Row16, BlockError::Mse);
+    GemmSpec {
+        lhs: operand,
+        rhs: operand,
+    }
+};
+
+/// 1x16 weights with four-over-six in fprop, [`NVIDIA_1D_WEIGHTS`]'s backward.
+///
+/// A 1x16 block follows the weight more closely than a tile does, and four-over-six gains where the
+/// blocks are small (numerics §10): together a quarter off the loss that forward costs. In return
+/// `Wᵀ` of dgrad is another quantization of the weight.
+pub const FOUR_OVER_SIX_1D: Recipe = Recipe {
+    fprop: FPROP_1D,
+    ..NVIDIA_1D_WEIGHTS
+};
+
+/// An operand of MS-EDEN (numerics §11).
+const EDEN: OperandSpec = OperandSpec::Nvfp4 {
+    block: BlockShape::Row16,
+    scale: ScaleRule::Eden,
+    rounding: Rounding::NearestEven,
+    transform: Transform::RandomHadamard,
+};
+
+/// Quartet II: [`FOUR_OVER_SIX_1D`]'s forward, MS-EDEN on all four operands of backward.
+///
+/// Backward re-quantizes what fprop multiplied, so that its gradients are, in the mean, those of
+/// the forward that ran.
+pub const QUARTET2: Recipe = Recipe {
+    backward_reads: BackwardReads::FpropOperands,
+    token_mean: TokenMean::Quantized,
+    fprop: FPROP_1D,
+    dgrad: GemmSpec {
+        lhs: EDEN,
+        rhs: EDEN,
+    },
+    wgrad: GemmSpec {
+        lhs: EDEN,
+        rhs: EDEN,
+    },
+};
+
+/// Averis: [`NVIDIA_NO_RHT`] on what is left of activations and gradients without their means over
+/// tokens, which set the block scales of a transformer's activations more than single outliers do.
+pub const AVERIS: Recipe = Recipe {
+    token_mean: TokenMean::Apart,
+    ..NVIDIA_NO_RHT
 };
 
 /// MXFP4 along the contraction axis.
@@ -238,6 +314,7 @@ pub const MXFP4: Recipe = Recipe {
         lhs: MX4.with_hadamard(),
         rhs: MX4_DY.with_hadamard(),
     },
+    ..HIGH_PRECISION
 };
 
 /// Both operands in MXFP8.
@@ -256,6 +333,7 @@ pub const MXFP8: Recipe = Recipe {
     fprop: MX8_GEMM,
     dgrad: MX8_GEMM,
     wgrad: MX8_GEMM,
+    ..HIGH_PRECISION
 };
 
 /// FP8 activations and gradients.
@@ -281,6 +359,7 @@ pub const FP8: Recipe = Recipe {
         lhs: FP8_ROW,
         rhs: FP8_ROW,
     },
+    ..HIGH_PRECISION
 };
 
 #[cfg(test)]

@@ -16,12 +16,62 @@ pub use crate::format::{BlockShape, Fp8Scaling};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Recipe {
+    /// What `W` of dgrad and `X` of wgrad are made from.
+    #[serde(default, skip_serializing_if = "BackwardReads::is_default")]
+    pub backward_reads: BackwardReads,
+    /// Whether the mean of `X` and of `dY` over tokens is quantized with the rest.
+    #[serde(default, skip_serializing_if = "TokenMean::is_default")]
+    pub token_mean: TokenMean,
     /// `Y = X W`: `lhs` is the activation, `rhs` the weight; both are blocked along `d_input`.
     pub fprop: GemmSpec,
     /// `dX = dY Wᵀ`: `lhs` is the output gradient, `rhs` the weight; blocked along `d_output`.
     pub dgrad: GemmSpec,
     /// `dW = Xᵀ dY`: `lhs` is the activation, `rhs` the output gradient; blocked along tokens.
     pub wgrad: GemmSpec,
+}
+
+/// What backward's forward operands, `W` of dgrad and `X` of wgrad, are made from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BackwardReads {
+    /// The tensors, as they came.
+    #[default]
+    Tensors,
+    /// The values that fprop multiplied: the operands of fprop, quantized once more. Backward is
+    /// then that of the forward that ran.
+    FpropOperands,
+}
+
+impl BackwardReads {
+    #[expect(
+        clippy::trivially_copy_pass_by_ref,
+        reason = "the signature that serde calls"
+    )]
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// Whether the mean of `X` and of `dY` over tokens is quantized with the rest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TokenMean {
+    /// It is.
+    #[default]
+    Quantized,
+    /// It is subtracted first and multiplied on its own, in high precision (Averis,
+    /// arXiv:2603.10444; numerics §12).
+    Apart,
+}
+
+impl TokenMean {
+    #[expect(
+        clippy::trivially_copy_pass_by_ref,
+        reason = "the signature that serde calls"
+    )]
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// The two operands of one GEMM.
@@ -92,6 +142,11 @@ pub enum ScaleRule {
         /// In which arithmetic the error is computed.
         arithmetic: ErrorArithmetic,
     },
+    /// One amax per tensor, scales that clip a little, corrected by EDEN's factor and rounded
+    /// stochastically: unbiased behind [`Transform::RandomHadamard`], which it comes with
+    /// (MS-EDEN, arXiv:2601.22813).
+    #[serde(deserialize_with = "no_fields")]
+    Eden,
 }
 
 /// The E4M3 value that the largest block scale is mapped to under four-over-six.
@@ -148,6 +203,21 @@ pub enum Transform {
         /// Which of the 16 inputs change sign.
         signs: SignVector,
     },
+    /// The 128-point Hadamard transform after sign flips that the random key draws: others in
+    /// every step, the same on both operands of a GEMM (numerics §11).
+    #[serde(deserialize_with = "no_fields")]
+    RandomHadamard,
+}
+
+impl Transform {
+    /// Elements that are transformed together; the contraction axis is padded to whole ones.
+    pub const fn points(self) -> usize {
+        match self {
+            Self::None => 1,
+            Self::Hadamard { .. } => 16,
+            Self::RandomHadamard => 128,
+        }
+    }
 }
 
 /// Sixteen signs: bit `i` set means that input `i` is negated.
@@ -183,6 +253,27 @@ impl OperandSpec {
         match self {
             Self::Nvfp4 { rounding, .. } | Self::Mxfp4 { rounding, .. } => Some(*rounding),
             Self::HighPrecision | Self::Mxfp8 { .. } | Self::Fp8 { .. } => None,
+        }
+    }
+
+    /// True if the random key decides on bits of the operand.
+    pub const fn is_random(&self) -> bool {
+        matches!(self.rounding(), Some(Rounding::Stochastic))
+            || matches!(
+                self,
+                Self::Nvfp4 {
+                    scale: ScaleRule::Eden,
+                    ..
+                }
+            )
+    }
+
+    /// Length of the contraction axis of the packed operand, before padding to whole blocks: `k`,
+    /// but whole vectors of 128 behind [`Transform::RandomHadamard`], whose places all hold values.
+    pub const fn packed_k(&self, k: usize) -> usize {
+        match self.transform() {
+            Transform::None | Transform::Hadamard { .. } => k,
+            Transform::RandomHadamard => k.next_multiple_of(Transform::RandomHadamard.points()),
         }
     }
 
@@ -264,7 +355,7 @@ impl OperandSpec {
                 rounding,
                 transform,
             } => {
-                !matches!(scale, ScaleRule::Row)
+                !matches!(scale, ScaleRule::Row | ScaleRule::Eden)
                     && matches!(rounding, Rounding::NearestEven)
                     && matches!(transform, Transform::None)
             }
@@ -304,6 +395,14 @@ impl Recipe {
         self.fprop.is_quantized() || self.dgrad.is_quantized() || self.wgrad.is_quantized()
     }
 
+    /// True if linears multiply the mean over tokens on its own. In wgrad that takes both means, so
+    /// all operands of backward are quantized; fprop does so where it is quantized.
+    pub(crate) fn keeps_means_apart(&self) -> bool {
+        let Self { dgrad, wgrad, .. } = self;
+        let backward = [dgrad.lhs, dgrad.rhs, wgrad.lhs, wgrad.rhs];
+        self.token_mean == TokenMean::Apart && backward.iter().all(OperandSpec::is_quantized)
+    }
+
     /// Checks that every combination in the recipe has an arithmetic.
     ///
     /// # Errors
@@ -330,6 +429,38 @@ impl Recipe {
                 });
             }
         }
+        if self.token_mean == TokenMean::Apart && !self.keeps_means_apart() {
+            return Err(RecipeError::Unsupported {
+                place: "token_mean".to_owned(),
+                reason: "a mean that is kept apart needs dgrad and wgrad with quantized operands",
+            });
+        }
+        self.check_backward_reads()
+    }
+
+    fn check_backward_reads(&self) -> Result<(), RecipeError> {
+        if self.backward_reads == BackwardReads::Tensors {
+            return Ok(());
+        }
+        let sides = [
+            ("fprop.lhs", &self.fprop.lhs, "wgrad.lhs", &self.wgrad.lhs),
+            ("fprop.rhs", &self.fprop.rhs, "dgrad.rhs", &self.dgrad.rhs),
+        ];
+        for (now, fprop, later, backward) in sides {
+            let (place, reason) = if fprop.transform() != Transform::None {
+                let reason = "backward reads the operands of fprop, which must not be transformed";
+                (now, reason)
+            } else if !backward.is_quantized() {
+                let reason = "backward that reads the operands of fprop must quantize them";
+                (later, reason)
+            } else {
+                continue;
+            };
+            return Err(RecipeError::Unsupported {
+                place: place.to_owned(),
+                reason,
+            });
+        }
         Ok(())
     }
 }
@@ -337,6 +468,7 @@ impl Recipe {
 impl OperandSpec {
     /// Why the parts of this operand do not go together, if they do not.
     pub(crate) const fn conflict(&self) -> Option<&'static str> {
+        const ALONE: &str = "the random Hadamard transform is defined with EDEN scales only";
         let Self::Nvfp4 {
             block,
             scale,
@@ -344,12 +476,25 @@ impl OperandSpec {
             transform,
         } = self
         else {
-            return None;
+            return match self.transform() {
+                Transform::RandomHadamard => Some(ALONE),
+                Transform::None | Transform::Hadamard { .. } => None,
+            };
         };
         let hadamard = matches!(transform, Transform::Hadamard { .. });
         let stochastic = matches!(rounding, Rounding::Stochastic);
         let tile = matches!(block, BlockShape::Tile16x16);
+        let random = matches!(transform, Transform::RandomHadamard);
         match scale {
+            ScaleRule::Eden if tile => Some("EDEN scales need 1x16 blocks, not 16x16 tiles"),
+            ScaleRule::Eden if stochastic => {
+                Some("EDEN scales are defined with elements rounded to nearest")
+            }
+            ScaleRule::Eden if !random => Some("EDEN scales need the random Hadamard transform"),
+            ScaleRule::Eden => None,
+            ScaleRule::Tensor | ScaleRule::Row | ScaleRule::FourOverSix { .. } if random => {
+                Some(ALONE)
+            }
             ScaleRule::FourOverSix { .. } if hadamard => {
                 Some("four-over-six is not defined together with the Hadamard transform")
             }

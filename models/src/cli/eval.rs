@@ -293,6 +293,7 @@ fn policy(arguments: &EvalArgs, config: &HybridConfig) -> Result<Option<Policy>,
         recipe: presets::by_name(name).map_err(Failure::usage)?.recipe,
         policy: arguments.policy.clone(),
         activations: Activations::F32,
+        warm_up: None,
         high_precision_forward_from: None,
         overrides: Vec::new(),
     };

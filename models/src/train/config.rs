@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use burn::tensor::DType;
-use burn_nvfp4::recipe::{Override, PRESETS, Policy, Recipe, RecipeError};
+use burn_nvfp4::recipe::{Override, PRESETS, Policy, Recipe, RecipeError, WarmUp};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -127,6 +127,9 @@ pub struct PrecisionConfig {
     /// Dtype of the activations and of the inputs of GEMMs; absent: f32.
     #[serde(default, skip_serializing_if = "Activations::are_f32")]
     pub activations: Activations,
+    /// Another recipe for the first part of the run; absent: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warm_up: Option<WarmUp>,
     /// From this share of the run on, the forward GEMMs run in high precision; absent: never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub high_precision_forward_from: Option<f64>,
@@ -152,6 +155,7 @@ impl PrecisionConfig {
             policy = policy.with_high_precision_forward_from(share)?;
         }
         let mut spec = policy.spec().clone();
+        spec.warm_up = self.warm_up;
         spec.overrides.extend(self.overrides.iter().cloned());
         spec.blocks = Some(model.n_blocks());
         let policy = Policy::new(spec)?;

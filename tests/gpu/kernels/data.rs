@@ -4,7 +4,7 @@ use burn_nvfp4::cpu::{Contraction, Element};
 use burn_nvfp4::recipe::Transform;
 use burn_nvfp4::recipe::{
     BlockError, BlockShape, E8m0Rule, ErrorArithmetic, Fp8Scaling, OperandSpec, Rounding,
-    ScaleBound, ScaleRule,
+    ScaleBound, ScaleRule, presets,
 };
 use burn_nvfp4::rng::{RandomKey, Stream, philox4x32_10};
 
@@ -19,6 +19,7 @@ pub(super) const ROW16: OperandSpec = nvfp4(BlockShape::Row16, ScaleRule::Tensor
 pub(super) const TILE: OperandSpec = nvfp4(BlockShape::Tile16x16, ScaleRule::Tensor);
 pub(super) const STOCHASTIC: OperandSpec = ROW16.with_rounding(Rounding::Stochastic);
 pub(super) const MXFP4: OperandSpec = mxfp4(E8m0Rule::Floor);
+pub(super) const EDEN: OperandSpec = presets::QUARTET2.wgrad.lhs;
 
 pub(super) const fn nvfp4(block: BlockShape, scale: ScaleRule) -> OperandSpec {
     let (rounding, transform) = (Rounding::NearestEven, Transform::None);
@@ -56,7 +57,7 @@ pub(super) const fn fp8(scaling: Fp8Scaling) -> OperandSpec {
 }
 
 /// One operand of every kind.
-pub(super) const SPECS: [OperandSpec; 21] = [
+pub(super) const SPECS: [OperandSpec; 22] = [
     ROW16,
     STOCHASTIC,
     ROW16.with_hadamard(),
@@ -110,6 +111,7 @@ pub(super) const SPECS: [OperandSpec; 21] = [
     fp8(Fp8Scaling::Row128),
     fp8(Fp8Scaling::Tile128x128),
     mxfp4(E8m0Rule::RoundUp),
+    EDEN,
 ];
 
 /// Independent N(0, 1) numbers: Box-Muller on Philox words.

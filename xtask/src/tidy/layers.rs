@@ -30,10 +30,11 @@ const LAYERS: [(&str, &[(&str, u8)]); 3] = [
             ("packed_weights", 2),
             ("kernels", 2),
             ("scope", 2),
+            ("stats", 2),
             ("runtime", 2),
             ("engine", 3),
             ("decorator", 4),
-            ("stats", 4),
+            ("oscillation", 4),
         ],
     ),
     (

@@ -5,6 +5,7 @@ use burn_cubecl::CubeRuntime;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
+use super::eden;
 use super::memory::Memory;
 use super::{
     AmaxSource, ArgumentsLaunch, Codes, Plan, Results, Scales, WatchOutputLaunch, quantize_one,
@@ -167,7 +168,8 @@ impl Task {
         }
         let asked = source.along(job.along);
         let signs = match job.spec.transform() {
-            Transform::None => None,
+            // Random signs are an argument of their kernel.
+            Transform::None | Transform::RandomHadamard => None,
             Transform::Hadamard {
                 signs: SignVector(signs),
             } => Some(signs),
@@ -179,10 +181,12 @@ impl Task {
         };
         let square = packs_either_axis(&job.spec) && job.packing != Packing::AskedAxis;
         let along = if square { Contraction::Columns } else { asked };
-        let slot = match (signs, along) {
-            (None, _) => Slot::Plain,
-            (Some(_), Contraction::Columns) => Slot::Columns,
-            (Some(_), Contraction::Rows) => Slot::Rows,
+        let slot = match (job.spec.transform(), along) {
+            (Transform::None, _) => Slot::Plain,
+            (Transform::Hadamard { .. }, Contraction::Columns) | (Transform::RandomHadamard, _) => {
+                Slot::Columns
+            }
+            (Transform::Hadamard { .. }, Contraction::Rows) => Slot::Rows,
         };
         let tensor = AmaxSource::Partials(slot);
         let (format, scales, amax, q_max) = match job.spec {
@@ -191,6 +195,7 @@ impl Task {
                 let (scales, amax, q_max) = match scale {
                     ScaleRule::Tensor => (Scales::Nvfp4, tensor, NVFP4_Q_MAX),
                     ScaleRule::Row => (Scales::Nvfp4, AmaxSource::Rows, NVFP4_Q_MAX),
+                    ScaleRule::Eden => (Scales::Eden, tensor, NVFP4_Q_MAX_256),
                     ScaleRule::FourOverSix {
                         bound,
                         error,
@@ -234,6 +239,7 @@ impl Task {
             Contraction::Columns => (source.rows, source.cols),
             Contraction::Rows => (source.cols, source.rows),
         };
+        let k = job.spec.packed_k(k);
         Self {
             job: *job,
             asked,
@@ -260,9 +266,10 @@ impl Task {
 
     /// Whether two jobs can share their launches.
     fn goes_with(&self, other: &Self) -> bool {
+        let apart = self.scales == Scales::Eden || other.scales == Scales::Eden;
         let same_slot = self.along == other.along && self.signs != other.signs;
         let both_rotated = self.signs.is_some() && other.signs.is_some();
-        !(self.is_empty() || same_slot && both_rotated)
+        !(self.is_empty() || apart || same_slot && both_rotated)
     }
 
     /// Adds what this job needs to what one launch takes.
@@ -300,7 +307,7 @@ impl Task {
     }
 
     /// Rows and columns of the source that the groups of this job cover.
-    fn covered(&self) -> [usize; 2] {
+    pub(super) fn covered(&self) -> [usize; 2] {
         match self.along {
             Contraction::Columns => [self.rows, self.padded_k],
             Contraction::Rows => [self.padded_k, self.rows],
@@ -338,7 +345,7 @@ impl Task {
         }
     }
 
-    fn plan<R: CubeRuntime>(&self, source: &Source<R>, tiling: Tiling) -> Plan {
+    pub(super) fn plan<R: CubeRuntime>(&self, source: &Source<R>, tiling: Tiling) -> Plan {
         let arithmetic = Arithmetic::of::<R>(&source.tensor.client);
         let [rows, k] = self.block();
         Plan {
@@ -357,7 +364,10 @@ impl Task {
         }
     }
 
-    fn arguments<R: CubeRuntime>(&self, partials: Option<&Partials<R>>) -> ArgumentsLaunch<R> {
+    pub(super) fn arguments<R: CubeRuntime>(
+        &self,
+        partials: Option<&Partials<R>>,
+    ) -> ArgumentsLaunch<R> {
         ArgumentsLaunch::new(
             word(self.padded_k) / GROUP,
             word(self.decoded_k()),
@@ -376,6 +386,9 @@ impl Task {
     ) -> Quantized<R> {
         if self.is_empty() {
             return Memory::new(source, self).into_quantized(self, source, None);
+        }
+        if self.scales == Scales::Eden {
+            return eden::run(self, source, watch, other);
         }
         let mut wanted = watched(watch);
         self.want(&mut wanted);
@@ -424,7 +437,7 @@ impl Task {
     }
 
     /// The factor of this operand and another one, unless rows have scales of their own.
-    fn pending_alpha<R: CubeRuntime>(
+    pub(super) fn pending_alpha<R: CubeRuntime>(
         &self,
         source: &Source<R>,
         other: &OperandScale<R>,
@@ -534,15 +547,20 @@ fn run_both<R: CubeRuntime>(
 }
 
 impl Task {
+    /// As [`cubes_per_sm`] for this job alone.
+    pub(super) fn cubes_per_sm(&self) -> u32 {
+        cubes_per_sm(&[self])
+    }
+
     pub(super) fn has_tensor_scale(&self) -> bool {
         match self.scales {
-            Scales::Nvfp4 | Scales::FourOverSix(_) | Scales::Fp8Tensor => true,
+            Scales::Nvfp4 | Scales::FourOverSix(_) | Scales::Eden | Scales::Fp8Tensor => true,
             Scales::Mx { .. } | Scales::Fp8Block => false,
         }
     }
 }
 
-fn watch_argument<R: CubeRuntime>(
+pub(super) fn watch_argument<R: CubeRuntime>(
     watch: Option<&Watch<R>>,
 ) -> ComptimeOptionArgs<super::WatchOutput, R> {
     match watch {

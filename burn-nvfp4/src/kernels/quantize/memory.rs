@@ -31,7 +31,7 @@ impl<R: CubeRuntime> Memory<R> {
         let blocks = vec![task.rows.div_ceil(block_rows), task.padded_k / block_k];
         let per_word = 32 / task.format.code_bits();
         let scales = match task.scales {
-            Scales::Nvfp4 | Scales::FourOverSix(_) | Scales::Mx { .. } => {
+            Scales::Nvfp4 | Scales::FourOverSix(_) | Scales::Eden | Scales::Mx { .. } => {
                 Some(bytes_dtype(&tensor.client))
             }
             Scales::Fp8Block => Some(DType::F32),

@@ -111,6 +111,7 @@ fn preset(head: Extent, tail: Extent, base: Recipe, layers: &[(&str, Recipe)]) -
         blocks: None,
         head,
         tail,
+        warm_up: None,
         high_precision_forward_from: None,
         overrides: overrides.collect(),
     };

@@ -16,6 +16,12 @@ pub struct Progress {
 }
 
 impl Progress {
+    /// True until the given fraction of the run; false in a run without an end, which trains
+    /// nothing.
+    pub(super) fn is_before(self, fraction: f64) -> bool {
+        self.total > 0 && !self.has_reached(fraction)
+    }
+
     /// True from the given fraction of the run on.
     pub(super) fn has_reached(self, fraction: f64) -> bool {
         // A quotient of integers is rounded once, like the literal that names the fraction, so step
@@ -97,6 +103,17 @@ pub struct Override {
     pub when_unmatched: WhenUnmatched,
 }
 
+/// Another recipe for the first part of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WarmUp {
+    /// The fraction of the run that it lasts.
+    pub until: f64,
+    /// What runs until then: the GEMMs that are quantized afterwards, as this recipe has them.
+    #[serde(with = "named")]
+    pub recipe: Recipe,
+}
+
 /// A policy as configs spell it.
 ///
 /// [`Policy`](super::Policy) is the checked form, in which patterns are compiled; it serializes as
@@ -116,6 +133,9 @@ pub struct PolicySpec {
     /// Blocks at the end that stay in high precision; a fraction is at least one block.
     #[serde(default, skip_serializing_if = "Extent::is_none")]
     pub tail: Extent,
+    /// What quantized GEMMs start in, if not in their own formats.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warm_up: Option<WarmUp>,
     /// The fraction of the run from which fprop is in high precision, if any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub high_precision_forward_from: Option<f64>,

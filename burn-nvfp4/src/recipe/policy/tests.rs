@@ -2,7 +2,7 @@
 
 use super::presets::POLICIES;
 use super::*;
-use crate::recipe::presets::{HIGH_PRECISION, MXFP4, MXFP8, NVIDIA};
+use crate::recipe::presets::{self, HIGH_PRECISION, MXFP4, MXFP8, NVIDIA};
 
 const START: Progress = Progress {
     step: 0,
@@ -166,6 +166,32 @@ fn the_late_switch_takes_the_forward_alone() {
 }
 
 #[test]
+fn a_warm_up_runs_what_is_quantized_in_its_own_recipe() {
+    let policy = Policy::uniform(NVIDIA)
+        .with_override("*.out_proj", presets::ROW_SCALED)
+        .unwrap()
+        .with_warm_up(presets::FP8, 0.1)
+        .unwrap()
+        .with_high_precision_forward_from(0.9)
+        .unwrap();
+    let at = |layer, step, total| policy.resolve(Some(layer), Progress { step, total });
+    assert_eq!(at("layers.0.up_proj", 0, 100), presets::FP8);
+    assert_eq!(at("layers.0.up_proj", 9, 100), presets::FP8);
+    assert_eq!(at("layers.0.up_proj", 10, 100), NVIDIA);
+    assert_eq!(at("lm_head", 0, 100), presets::HIGH_PRECISION);
+    // Its backward is in high precision, and stays there.
+    let forward_only = Recipe {
+        fprop: presets::FP8.fprop,
+        ..presets::HIGH_PRECISION
+    };
+    assert_eq!(at("layers.0.mixer.out_proj", 0, 100), forward_only);
+    // What is trained for 4 bits is served in 4 bits.
+    assert_eq!(at("layers.0.up_proj", 0, 0), NVIDIA);
+    let refused = Policy::uniform(NVIDIA).with_warm_up(presets::FP8, 0.0);
+    assert!(refused.unwrap_err().to_string().contains("warm_up.until"));
+}
+
+#[test]
 fn a_policy_survives_toml_and_json() {
     let one_gemm = Recipe {
         wgrad: MXFP4.wgrad,
@@ -182,6 +208,8 @@ fn a_policy_survives_toml_and_json() {
             .with_override("layers.5.*", one_gemm)
             .unwrap()
             .with_high_precision_forward_from(0.9)
+            .unwrap()
+            .with_warm_up(presets::FP8, 0.05)
             .unwrap(),
     );
     for policy in policies {

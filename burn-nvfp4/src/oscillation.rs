@@ -96,6 +96,8 @@ impl OsciReset {
 
 /// The weight as a GEMM multiplies it, in f32 and its own shape: `spec`, along its rows as fprop
 /// reads it. A weight that is not quantized, or only behind a transform, is returned in f32.
+///
+/// `CubeBackend` stays on its device; `Fusion` of it has no such operation and takes a host copy.
 pub fn quantized_weight<B: Nvfp4Engine>(
     weight: FloatTensor<B>,
     spec: OperandSpec,

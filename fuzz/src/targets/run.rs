@@ -1,6 +1,8 @@
 //! Checkpoints of a training run, with the sums that they would have: otherwise every mutation
 //! would end there.
 
+use std::path::Path;
+
 use burn_nvfp4_models::checkpoint::run::RunDirectory;
 use burn_nvfp4_models::config::HybridConfig;
 use burn_nvfp4_models::data::fingerprint::Fingerprint;
@@ -29,8 +31,8 @@ pub(super) fn resume(desk: &Desk, bundle: &Bundle<'_>) -> bool {
     let Ok(checkpoint) = RunDirectory::at(&desk.path("")).load(None) else {
         return false;
     };
-    let config = serde_json::from_value::<TrainConfig>(checkpoint.state.config.clone());
-    let Ok(config) = config else {
+    let path = Path::new("state.json");
+    let Ok(config) = TrainConfig::from_toml(&checkpoint.state.config, path) else {
         return false;
     };
     let preset = match &config.model {

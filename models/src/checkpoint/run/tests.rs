@@ -7,6 +7,7 @@ use serde_json::json;
 use super::stored::{MOMENTS, PARAMETERS, STATE, SUMS};
 use super::writer::CheckpointWriter;
 use super::*;
+use crate::data::fingerprint::Fingerprint;
 
 fn checkpoint(step: u64) -> RunCheckpoint {
     // Values that lose bits in any shorter format or on the way through decimal digits.
@@ -116,7 +117,7 @@ fn all_damaged_files_are_listed_at_once() {
 #[test]
 fn a_file_that_is_no_part_of_a_checkpoint_is_not_read() {
     let (_dir, run) = run();
-    let path = run.save(&checkpoint(7), 1).unwrap();
+    let path = save(&run, &checkpoint(7), 1);
     let lines = "0000000000000000 0 /dev/zero\n";
     let own = Fingerprint::of(lines.as_bytes());
     let sums = format!("{lines}{own:016x} {} {SUMS}\n", lines.len());

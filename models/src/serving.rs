@@ -8,7 +8,7 @@
 use std::path::PathBuf;
 
 use crate::checkpoint::CheckpointError;
-use crate::checkpoint::files::CONFIG_FILE;
+use crate::checkpoint::files::{CONFIG_FILE, INDEX_FILE, SINGLE_FILE};
 
 mod config_text;
 mod directory;
@@ -52,6 +52,15 @@ pub enum ServingError {
     )]
     NotQuantized {
         /// The configuration.
+        path: PathBuf,
+    },
+    /// A directory in 4 bits without a weight, in 4 bits or not.
+    #[error(
+        "{}: it holds no weights: {SINGLE_FILE}, or the files that {INDEX_FILE} names, must hold a \
+         tensor that is no scale of activations or of a cache", path.display()
+    )]
+    Empty {
+        /// The directory.
         path: PathBuf,
     },
     /// No tensor can be quantized.

@@ -93,3 +93,85 @@ pub fn dequantize_directory(
         copy_others(input, aside)
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::checkpoint::files::{INDEX_FILE, SINGLE_FILE};
+    use crate::serving::{Inspected, inspect_directory};
+
+    const CONFIG: &str = r#"{"quantization_config":
+        {"quant_method": "modelopt", "quant_algo": "W4A16_NVFP4"}}"#;
+    const SHARD: &str = "a.safetensors";
+    const SCALE: &str = r#"{"x.input_scale":{"dtype":"F32","shape":[],"data_offsets":[0,4]}}"#;
+    const BIAS: &str = r#"{"x.bias":{"dtype":"F32","shape":[],"data_offsets":[0,4]}}"#;
+
+    /// A directory of one shard, or of one file without an index, with this header.
+    fn lay(dir: &Path, weight_map: Option<&str>, file: &str, header: &str) {
+        fs::create_dir_all(dir).unwrap();
+        fs::write(dir.join(CONFIG_FILE), CONFIG).unwrap();
+        if let Some(map) = weight_map {
+            let index = format!("{{\"weight_map\": {map}}}");
+            fs::write(dir.join(INDEX_FILE), index).unwrap();
+        }
+        let data: &[u8] = if header == "{}" { &[] } else { &[0; 4] };
+        let length = (header.len() as u64).to_le_bytes();
+        let bytes = [&length, header.as_bytes(), data].concat();
+        fs::write(dir.join(file), bytes).unwrap();
+    }
+
+    fn dequantize(input: &Path, output: &Path) -> Result<(), ServingError> {
+        let (stored, force) = (StoredFloat::F32, Force::Refuse);
+        dequantize_directory(input, output, stored, force, &mut |_| {})
+    }
+
+    /// Every file of an empty list is `model.safetensors`: from an index that names no file, a
+    /// directory was written with neither that file nor an index, which nothing could open. Shards
+    /// in which there is nothing but ignored scales became an index that names no file.
+    #[test]
+    fn a_quantized_directory_without_weights_is_refused_and_nothing_is_written() {
+        for (name, weight_map, file, header) in [
+            ("no file named", Some("{}"), SHARD, BIAS),
+            (
+                "empty shard",
+                Some(r#"{"x": "a.safetensors"}"#),
+                SHARD,
+                "{}",
+            ),
+            ("scale", Some(r#"{"x": "a.safetensors"}"#), SHARD, SCALE),
+            ("empty file", None, SINGLE_FILE, "{}"),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            let (input, output) = (dir.path().join("in"), dir.path().join("out"));
+            lay(&input, weight_map, file, header);
+            let errors = [
+                dequantize(&input, &output).unwrap_err(),
+                inspect_directory(&input, &Inspected::Alone, &mut |_| {}).unwrap_err(),
+            ];
+            for error in errors {
+                assert!(
+                    matches!(error, ServingError::Empty { .. }),
+                    "{name}: {error}"
+                );
+                assert_eq!(error.to_string().lines().count(), 1, "{error}");
+            }
+            assert!(!output.exists(), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_directory_with_any_other_tensor_can_be_opened_after_it_was_dequantized() {
+        let map = Some(r#"{"x.bias": "a.safetensors"}"#);
+        for (weight_map, file) in [(map, SHARD), (None, SINGLE_FILE)] {
+            let dir = tempfile::tempdir().unwrap();
+            let (input, output) = (dir.path().join("in"), dir.path().join("out"));
+            lay(&input, weight_map, file, BIAS);
+            dequantize(&input, &output).unwrap();
+            let written = Directory::open(&output).unwrap();
+            assert_eq!(written.files.names().collect::<Vec<_>>(), [file]);
+            assert_eq!(written.files.tensors(&mut Vec::new())[0].key, "x.bias");
+        }
+    }
+}

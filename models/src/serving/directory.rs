@@ -96,7 +96,7 @@ pub(super) struct QuantizedDirectory<'a> {
 }
 
 impl Directory {
-    /// Finds the linears in 4 bits.
+    /// Finds the linears in 4 bits; there is one, or another tensor.
     pub(super) fn quantized(
         &self,
         format: ServingFormat,
@@ -124,15 +124,19 @@ impl Directory {
             }
             linears.push((linear, parts));
         }
-        if problems.is_empty() {
-            let others = order.iter().filter_map(|key| tensors.remove(key)).collect();
-            Ok(QuantizedDirectory { linears, others })
-        } else {
-            Err(ServingError::Checkpoint(CheckpointError::Rejected {
+        if !problems.is_empty() {
+            return Err(ServingError::Checkpoint(CheckpointError::Rejected {
                 dir: self.path.clone(),
                 problems,
-            }))
+            }));
         }
+        let others: Vec<_> = order.iter().filter_map(|key| tensors.remove(key)).collect();
+        // What is written from it could not be opened again: an index names files by their tensors.
+        if linears.is_empty() && others.is_empty() {
+            let path = self.path.clone();
+            return Err(ServingError::Empty { path });
+        }
+        Ok(QuantizedDirectory { linears, others })
     }
 }
 

@@ -4,8 +4,10 @@
 //! quantized value moves by whole bins while the weight itself hardly moves. Over a window of steps
 //! both paths are measured,
 //!
-//!     path      = sum of |w(t) - w(t - 1)|
-//!     quantized = sum of |q(w(t)) - q(w(t - 1))|
+//! ```text
+//! path      = sum of |w(t) - w(t - 1)|
+//! quantized = sum of |q(w(t)) - q(w(t - 1))|
+//! ```
 //!
 //! and a weight whose `quantized / path` reaches a threshold is set to `q(w)`, the middle of its
 //! bin, from where it has as far as possible to the next edge. The optimizer's moments stay.

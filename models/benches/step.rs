@@ -169,8 +169,8 @@ fn measure(size: &Size, (name, recipe): (&str, Recipe)) {
     let parameters = config.num_params() as f64;
     let mfu = 6.0 * parameters * tokens / seconds / PEAK;
     println!(
-        "{:<6} {name:<6} {:>6.1} M  {:>8.2} ms/step  {:>9.0} tokens/s  MFU {:>5.1} %  own kernels {} \
-         a step  loss {loss:.4} norm {norm:.4}",
+        "{:<6} {name:<6} {:>6.1} M  {:>8.2} ms/step  {:>9.0} tokens/s  MFU {:>5.1} %  own kernels \
+         {} a step  loss {loss:.4} norm {norm:.4}",
         size.name,
         parameters / 1e6,
         seconds * 1e3,

@@ -115,8 +115,8 @@ fn an_update_in_place_is_an_update() {
     assert_eq!(host(&moment_1), before[1]);
 }
 
-/// Kills: a tensor of a shared launch that is updated with the gradient of another, or twice, or not
-/// at all; a result at the place of another.
+/// Kills: a tensor of a shared launch that is updated with the gradient of another, or twice, or
+/// not at all; a result at the place of another.
 #[test]
 fn updates_that_share_launches_are_the_same_updates() {
     let Some(_turn) = exclusive() else { return };

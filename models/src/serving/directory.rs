@@ -178,7 +178,8 @@ pub enum Force {
 }
 
 /// Copies the files that are neither tensors nor their configuration: tokenizer, chat template,
-/// generation settings, code. Not folders.
+/// generation settings, code. Not folders, and nothing that `to` has already: an index may give its
+/// shards any name.
 pub(crate) fn copy_others(from: &Path, to: &Path) -> Result<(), ServingError> {
     let entries = fs::read_dir(from).map_err(ServingError::io("list", from))?;
     for entry in entries {
@@ -191,7 +192,8 @@ pub(crate) fn copy_others(from: &Path, to: &Path) -> Result<(), ServingError> {
             || OTHER_CONFIGS.contains(&name.as_ref())
             || extension == "safetensors"
             || OTHER_WEIGHTS.contains(&extension)
-            || name.ends_with(".bin.index.json");
+            || name.ends_with(".bin.index.json")
+            || to.join(name.as_ref()).exists();
         // Through links: a download cache is full of them.
         if !left_out && path.is_file() {
             let target = to.join(entry.file_name());

@@ -1,5 +1,5 @@
 //! RMSNorm of `y silu(z)` over each of the groups of channels of a Mamba-2 mixer: see
-//! [`super::norm`].
+//! `norm`.
 
 use burn_backend::DType;
 use burn_cubecl::CubeRuntime;

@@ -1,6 +1,6 @@
 //! Other people's code on outside input: a panic in it is an error of ours.
 //!
-//! The `tokenizers` crate answers some files and texts with a panic. [`guarded`] turns it into a
+//! The `tokenizers` crate answers some files and texts with a panic. `guarded` turns it into a
 //! message. A panic hook runs all the same, so it has to ask [`is_guarded`] before it reports.
 
 use std::any::Any;
@@ -11,7 +11,7 @@ thread_local! {
     static GUARDED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// True on a thread in [`guarded`]: the panic is going to be an error, and is nobody's to report.
+/// True on a thread in `guarded`: the panic is going to be an error, and is nobody's to report.
 pub fn is_guarded() -> bool {
     GUARDED.get()
 }

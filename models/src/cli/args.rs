@@ -418,6 +418,10 @@ pub(crate) struct TrainArgs {
     /// H100 or H200).
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub(crate) peak_tflops: Option<f64>,
+    /// Steps between measurements of what quantization does to each layer, in log.jsonl and as
+    /// metrics.
+    #[arg(long, value_name = "N")]
+    pub(crate) statistics_every: Option<NonZeroU64>,
     /// Directory of the run; runs/ and the name in the configuration if absent.
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
@@ -468,6 +472,9 @@ impl TrainArgs {
         }
         if self.peak_tflops.is_some() {
             config.peak_tflops = self.peak_tflops;
+        }
+        if self.statistics_every.is_some() {
+            config.statistics_every = self.statistics_every;
         }
         set(&mut config.precision.policy, &self.policy);
         set(&mut config.precision.backend, &self.backend);

@@ -63,7 +63,8 @@ impl OnBackend for Prepared {
         let policy = self.config.precision.policy(&self.model);
         let policy = policy.map_err(Failure::usage)?;
         let (seed, support) = (self.config.seed, E::support(&device));
-        let numerics = Quantized::<Nvfp4<Autodiff<E>>>::new(device.clone(), policy, seed);
+        let numerics = Quantized::<Nvfp4<Autodiff<E>>>::new(device.clone(), policy, seed)
+            .map(|numerics| numerics.with_statistics(self.config.statistics_every));
         let numerics = Box::new(numerics.map_err(Failure::usage)?);
         self.train::<Nvfp4<Autodiff<E>>>(&device, &support, numerics)
     }
@@ -236,7 +237,10 @@ impl Prepared {
             keep: config.checkpoint.keep,
             snapshot: config.precision.backend.snapshot(),
             guard: config.guard,
-            layers: Vec::new(),
+            layers: match config.statistics_every {
+                None => Vec::new(),
+                Some(_) => self.model.linear_names(),
+            },
             parameters: self.model.num_params(),
             peak_flops: config.peak_tflops.map(|peak| peak * 1e12),
             train_bytes_per_token: self.data.bytes_per_token(),

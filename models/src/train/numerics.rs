@@ -1,9 +1,11 @@
 //! What the loop tells the backend about the run, and what it asks after a step.
 
 use std::fmt::Debug;
+use std::num::NonZeroU64;
 
 use burn::tensor::backend::Backend;
 use burn_nvfp4::recipe::{Policy, Progress, RecipeError, presets};
+use burn_nvfp4::stats::OperandSample;
 
 use super::layers::OperandFigure;
 
@@ -47,6 +49,7 @@ impl Numerics for Unquantized {
 #[derive(Debug)]
 pub struct Quantized<B: Backend> {
     device: B::Device,
+    statistics_every: Option<NonZeroU64>,
 }
 
 impl<B: Backend> Quantized<B> {
@@ -60,7 +63,21 @@ impl<B: Backend> Quantized<B> {
         burn_nvfp4::set_seed::<B>(&device, seed);
         burn_nvfp4::set_watch::<B>(&device, true);
         burn_nvfp4::take_non_finite::<B>(&device);
-        Ok(Self { device })
+        burn_nvfp4::stats::set_sampling::<B>(&device, None);
+        Ok(Self {
+            device,
+            statistics_every: None,
+        })
+    }
+
+    /// Has every operand measured in each step whose number, counted from 0, is a multiple of
+    /// `every`; `None`: never.
+    pub fn with_statistics(self, every: Option<NonZeroU64>) -> Self {
+        burn_nvfp4::stats::set_sampling::<B>(&self.device, every);
+        Self {
+            statistics_every: every,
+            ..self
+        }
     }
 }
 
@@ -72,6 +89,24 @@ impl<B: Backend> Numerics for Quantized<B> {
     fn take_non_finite(&self) -> Option<String> {
         burn_nvfp4::take_non_finite::<B>(&self.device)
             .map(|found| format!("{} of {}", found.operand, found.layer))
+    }
+
+    fn take_statistics(&self) -> Vec<OperandFigure> {
+        let step = burn_nvfp4::progress::<B>(&self.device).step;
+        // Taking them waits for the device, so steps without any are left alone.
+        let is_measured = |every: NonZeroU64| step.is_multiple_of(every.get());
+        if !self.statistics_every.is_some_and(is_measured) {
+            return Vec::new();
+        }
+        let samples = burn_nvfp4::stats::take_samples::<B>(&self.device);
+        let figure = |sample: OperandSample| OperandFigure {
+            layer: sample.layer.unwrap_or_else(|| "(no layer)".to_owned()),
+            operand: sample.operand.into_owned(),
+            sqnr_db: sample.statistics.sqnr_db,
+            underflow: sample.statistics.underflow,
+            saturation: sample.statistics.saturation,
+        };
+        samples.operands.into_iter().map(figure).collect()
     }
 
     fn in_high_precision(&self, forward: &mut dyn FnMut()) {

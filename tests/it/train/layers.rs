@@ -1,13 +1,17 @@
 //! Statistics of quantization reach the log and the metric of their layer.
 
+use std::num::NonZeroU64;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use burn::backend::{Autodiff, NdArray};
 use burn::data::dataloader::Progress;
 use burn::train::metric::{Metric, MetricMetadata, Numeric};
+use burn_nvfp4::Nvfp4;
+use burn_nvfp4::recipe::{Policy, presets};
 use burn_nvfp4_models::train::layers::{LayerMetric, OperandFigure};
 use burn_nvfp4_models::train::log;
+use burn_nvfp4_models::train::numerics::Quantized;
 use burn_nvfp4_models::train::output::Figures;
 
 use super::*;
@@ -77,6 +81,56 @@ fn steps_that_are_sampled_have_a_line_in_the_log() {
         }
     }
     assert_eq!(sampled, [1, 3, 5]);
+}
+
+/// The measured operands are those of the model's quantized layers, and measuring changes no loss.
+#[test]
+fn a_run_measures_its_own_layers_and_trains_the_same() {
+    type B = Nvfp4<Autodiff<NdArray>>;
+    let _device = exclusive();
+    let dir = tempfile::tempdir().unwrap();
+    let tokens = tokens(dir.path());
+    let trained = |name: &str, every: Option<u64>| {
+        let run = Run {
+            tokens: &tokens,
+            directory: RunDirectory::at(&dir.path().join(name)),
+            shape: shape(2, 16, 1),
+            total: 3,
+            save_every: 3,
+            guard: STRICT,
+            snapshot: Snapshot::Shared,
+        };
+        let policy = Policy::uniform(presets::NVIDIA);
+        let numerics = Quantized::<B>::new(Default::default(), policy, 7).unwrap();
+        let numerics = numerics.with_statistics(every.and_then(NonZeroU64::new));
+        run.go::<B>(Box::new(numerics), None, &Interrupter::new())
+            .unwrap();
+        let (mut losses, mut measured) = (Vec::new(), Vec::new());
+        for line in log::read(&run.directory.log()).unwrap() {
+            if let LogLine::Step { loss, .. } = line {
+                losses.push(loss.to_bits());
+            } else if let LogLine::Quantization { step, operands } = line {
+                let of_layer = operands
+                    .iter()
+                    .filter(|o| o.layer == "layers.1.mixer.up_proj");
+                let names: Vec<_> = of_layer.map(|o| o.operand.clone()).collect();
+                let is_signal = |o: &OperandFigure| o.sqnr_db.is_none_or(|db| db > 0.0);
+                assert!(operands.iter().all(is_signal), "{operands:?}");
+                measured.push((step, names));
+            }
+        }
+        (losses, measured)
+    };
+    let (plain, nothing) = trained("plain", None);
+    let (losses, measured) = trained("measured", Some(2));
+    assert_eq!(losses, plain);
+    assert_eq!(nothing, []);
+    let steps: Vec<_> = measured.iter().map(|(step, _)| *step).collect();
+    assert_eq!(steps, [1, 3]);
+    for (_, operands) in &measured {
+        assert!(operands.contains(&"fprop.lhs".to_owned()), "{operands:?}");
+        assert!(operands.contains(&"wgrad.rhs".to_owned()), "{operands:?}");
+    }
 }
 
 #[test]

@@ -43,6 +43,7 @@ pub use operand::{
 use crate::cpu::Contraction;
 pub use crate::format::Reading;
 use crate::packed_weights::PackedWeight;
+use crate::recipe::OperandSpec;
 use crate::runtime::LinearPlan;
 
 /// A backend whose linears can run on quantized operands.
@@ -105,6 +106,12 @@ pub trait Nvfp4Engine: Backend {
     ) -> FloatTensor<Self> {
         let values = host::dequantize::<Self>(operand, along, &shape);
         Self::from_values(values, shape, DType::F32, device)
+    }
+
+    /// The values of a weight that fprop multiplies under a quantized `spec` without a transform,
+    /// f32 and in the shape of the weight.
+    fn weight_values(weight: FloatTensor<Self>, spec: OperandSpec) -> FloatTensor<Self> {
+        linear::weight_values::<Self>(weight, spec)
     }
 
     /// `x`, which has elements, without its mean over tokens, and that mean as f32 `[1, columns]`.

@@ -21,12 +21,10 @@ use burn_backend::tensor::FloatTensor;
 use burn_backend::{Backend, Scalar, TensorMetadata};
 use serde::{Deserialize, Serialize};
 
-use crate::cpu::Contraction;
-use crate::engine::{Lifetime, Nvfp4Engine, OperandRequest, linear};
+use crate::engine::{Nvfp4Engine, linear};
 use crate::recipe::{OperandSpec, RecipeError, Transform};
-use crate::rng::{RandomKey, Stream};
 
-/// When weights are watched, and from where on they are reset.
+/// When weights are watched, and what becomes of those that oscillate.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OsciReset {
@@ -36,8 +34,32 @@ pub struct OsciReset {
     pub period: u64,
     /// Steps that a window watches; at its end weights are reset.
     pub window: u64,
-    /// Path of the quantized weight over path of the weight, from which it is reset.
+    /// Path of the quantized weight over path of the weight, from which it oscillates.
     pub threshold: f32,
+    /// What becomes of weights that oscillate.
+    #[serde(default, skip_serializing_if = "WindowEnd::is_default")]
+    pub at_end: WindowEnd,
+}
+
+/// What becomes of weights that oscillate, at the end of a window.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WindowEnd {
+    /// They are set to the middle of their bin.
+    #[default]
+    Reset,
+    /// They are counted and left alone: what a run with resets is compared with.
+    Count,
+}
+
+impl WindowEnd {
+    #[expect(
+        clippy::trivially_copy_pass_by_ref,
+        reason = "the signature that serde calls"
+    )]
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// What is done with every watched weight after an optimizer step.
@@ -49,7 +71,7 @@ pub enum OsciAction {
     Begin,
     /// [`WeightTrace::observe`].
     Observe,
-    /// [`WeightTrace::observe`], then [`WeightTrace::reset`], and the trace is dropped.
+    /// [`WeightTrace::observe`], then what [`OsciReset::at_end`] says, and the trace is dropped.
     Reset,
 }
 
@@ -61,6 +83,7 @@ impl OsciReset {
             period: 200,
             window: 50,
             threshold: 8.0,
+            at_end: WindowEnd::Reset,
         }
     }
 
@@ -94,36 +117,35 @@ impl OsciReset {
             _ => OsciAction::Rest,
         }
     }
+
+    /// The step at which the window of `step` began, or would have; `None` before the first one.
+    pub const fn window_of(&self, step: u64) -> Option<u64> {
+        match step.checked_sub(self.start) {
+            Some(since) => Some(step - since % self.period),
+            None => None,
+        }
+    }
 }
 
 /// The weight as a GEMM multiplies it, in f32 and its own shape: `spec`, along its rows as fprop
 /// reads it. A weight that is not quantized, or only behind a transform, is returned in f32.
 ///
-/// `CubeBackend` stays on its device; `Fusion` of it has no such operation and takes a host copy.
+/// CubeCL backends stay on their device.
 pub fn quantized_weight<B: Nvfp4Engine>(
     weight: FloatTensor<B>,
     spec: OperandSpec,
 ) -> FloatTensor<B> {
-    let behind_a_transform = spec.transform() != Transform::None;
-    if !spec.is_quantized() || behind_a_transform {
-        return linear::cast::<B>(weight, burn_backend::DType::F32);
+    if is_traced(&spec) {
+        B::weight_values(weight, spec)
+    } else {
+        linear::cast::<B>(weight, burn_backend::DType::F32)
     }
-    let (shape, device) = (weight.shape(), B::float_device(&weight));
-    let request = OperandRequest {
-        spec,
-        along: Contraction::Rows,
-        // Weights are rounded to nearest.
-        key: RandomKey {
-            seed: 0,
-            step: 0,
-            stream: Stream::Other(0),
-        },
-        lifetime: Lifetime::OneGemm,
-        layer: "a traced weight",
-        operand: "fprop.rhs",
-    };
-    let operand = B::quantize_operand(weight, &request);
-    B::dequantize_operand(&operand, Contraction::Rows, shape, &device)
+}
+
+/// True if a weight that is multiplied in this way has bins of its own: it is quantized, and not
+/// behind a transform.
+pub const fn is_traced(spec: &OperandSpec) -> bool {
+    spec.is_quantized() && matches!(spec.transform(), Transform::None)
 }
 
 /// The paths of one weight `[d_input, d_output]` since a window began.
@@ -142,19 +164,37 @@ pub struct WeightTrace<B: Backend> {
 impl<B: Nvfp4Engine> WeightTrace<B> {
     /// Begins at a weight; `spec` is that of fprop's right operand.
     pub fn new(weight: FloatTensor<B>, spec: OperandSpec) -> Self {
-        let (shape, device) = (weight.shape(), B::float_device(&weight));
-        let zeros = B::float_zeros(shape, &device, burn_backend::FloatDType::F32);
-        Self {
-            last: linear::cast::<B>(weight.clone(), burn_backend::DType::F32),
-            last_quantized: quantized_weight::<B>(weight, spec),
-            path: zeros.clone(),
-            quantized_path: zeros,
-        }
+        let quantized = quantized_weight::<B>(weight.clone(), spec);
+        Self::begin(weight, quantized)
     }
 
     /// Adds a step to both paths.
     pub fn observe(&mut self, weight: FloatTensor<B>, spec: OperandSpec) {
         let quantized = quantized_weight::<B>(weight.clone(), spec);
+        self.add(weight, quantized);
+    }
+
+    /// Share of the elements whose ratio reaches `threshold`. Reads a number back from the device.
+    pub fn share(&self, threshold: f32) -> f64 {
+        B::read_matrix(self.ratio(), |ratio| ratio.share_from(threshold))
+    }
+}
+
+impl<B: Backend> WeightTrace<B> {
+    /// [`Self::new`] at a weight whose [`quantized_weight`] is there.
+    pub fn begin(weight: FloatTensor<B>, quantized: FloatTensor<B>) -> Self {
+        let (shape, device) = (weight.shape(), B::float_device(&weight));
+        let zeros = B::float_zeros(shape, &device, burn_backend::FloatDType::F32);
+        Self {
+            last: linear::cast::<B>(weight, burn_backend::DType::F32),
+            last_quantized: quantized,
+            path: zeros.clone(),
+            quantized_path: zeros,
+        }
+    }
+
+    /// [`Self::observe`] of a weight whose [`quantized_weight`] is there.
+    pub fn add(&mut self, weight: FloatTensor<B>, quantized: FloatTensor<B>) {
         let weight = linear::cast::<B>(weight, burn_backend::DType::F32);
         let add = |path: &mut FloatTensor<B>, from: &mut FloatTensor<B>, to: FloatTensor<B>| {
             let moved = B::float_abs(B::float_sub(to.clone(), from.clone()));
@@ -191,10 +231,5 @@ impl<B: Nvfp4Engine> WeightTrace<B> {
         );
         let quantized = linear::cast::<B>(self.last_quantized.clone(), weight.dtype());
         B::float_mask_where(weight, oscillates, quantized)
-    }
-
-    /// Share of the elements whose ratio reaches `threshold`. Reads a number back from the device.
-    pub fn share(&self, threshold: f32) -> f64 {
-        B::read_matrix(self.ratio(), |ratio| ratio.share_from(threshold))
     }
 }

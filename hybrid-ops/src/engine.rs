@@ -16,10 +16,11 @@ mod cube;
 mod fusion;
 
 use burn::tensor::backend::AutodiffBackend;
-use burn_backend::Backend;
 #[cfg(feature = "cubecl")]
 use burn_backend::TensorMetadata;
 use burn_backend::tensor::{Device, FloatTensor, IntTensor};
+use burn_backend::{Backend, FloatDType};
+use burn_nvfp4::recipe::OperandSpec;
 
 use crate::op::{AdamW, Like, Op, Pass};
 
@@ -64,6 +65,12 @@ pub trait HybridEngine: Backend {
     /// Only called where [`has_optimizer`](Self::has_optimizer) says so.
     fn adamw(_tensors: [FloatTensor<Self>; 4], _numbers: AdamW) -> [FloatTensor<Self>; 3] {
         unreachable!("this backend has said that it has no kernels for the optimizer")
+    }
+
+    /// A weight `[d_input, d_output]` as a linear of this backend multiplies it where its recipe
+    /// says `spec`: f32, in its own shape. Never called with autodiff.
+    fn weight_values(weight: FloatTensor<Self>, _spec: OperandSpec) -> FloatTensor<Self> {
+        Self::float_cast(weight, FloatDType::F32)
     }
 
     /// Runs a whole operation; differentiable if the backend is.

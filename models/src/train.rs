@@ -9,6 +9,7 @@ pub mod gradients;
 pub mod optim;
 pub mod output;
 pub mod layers;
+pub mod oscillation;
 pub mod guard;
 pub mod data;
 pub mod config;

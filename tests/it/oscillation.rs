@@ -3,7 +3,7 @@
 use burn::backend::{Flex, NdArray};
 use burn::prelude::*;
 use burn::tensor::TensorPrimitive;
-use burn_nvfp4::oscillation::{OsciAction, OsciReset, WeightTrace, quantized_weight};
+use burn_nvfp4::oscillation::{OsciAction, OsciReset, WeightTrace, WindowEnd, quantized_weight};
 use burn_nvfp4::recipe::{OperandSpec, presets};
 use burn_nvfp4::{Nvfp4Engine, cpu};
 
@@ -120,6 +120,7 @@ fn the_schedule_watches_windows() {
         period: 5,
         window: 2,
         threshold: 8.0,
+        at_end: WindowEnd::Reset,
     };
     let actions: Vec<_> = (9..17).map(|step| schedule.action(step)).collect();
     use OsciAction::{Begin, Observe, Reset, Rest};
@@ -127,6 +128,8 @@ fn the_schedule_watches_windows() {
         actions,
         [Rest, Begin, Observe, Reset, Rest, Rest, Begin, Observe]
     );
+    let windows = [9, 10, 14, 15, 16].map(|step| schedule.window_of(step));
+    assert_eq!(windows, [None, Some(10), Some(10), Some(15), Some(15)]);
     assert!(OsciReset::from_step(100).validate().is_ok());
     for wrong in [
         OsciReset {

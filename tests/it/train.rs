@@ -9,6 +9,7 @@ mod guard;
 mod layers;
 mod mixed;
 mod non_finite;
+mod oscillation;
 mod overfit;
 mod resume;
 
@@ -30,6 +31,7 @@ use burn_nvfp4_models::train::guard::GuardConfig;
 use burn_nvfp4_models::train::log::{LogLine, RunLog};
 use burn_nvfp4_models::train::numerics::Numerics;
 use burn_nvfp4_models::train::optim::OptimizerConfig;
+use burn_nvfp4_models::train::oscillation::WatchedWeights;
 use burn_nvfp4_models::train::plan::{Outcome, Snapshot, StepPlan};
 use burn_nvfp4_models::train::schedule::{DecayShape, Schedule};
 use burn_nvfp4_models::train::strategy::StepStrategy;
@@ -106,6 +108,16 @@ impl Run<'_> {
         resume: Option<RunCheckpoint>,
         stop: &Interrupter,
     ) -> Result<Outcome, TrainError> {
+        self.go_watching::<B>(numerics, resume, stop, None)
+    }
+
+    fn go_watching<B: TrainingEngine>(
+        &self,
+        numerics: Box<dyn Numerics>,
+        resume: Option<RunCheckpoint>,
+        stop: &Interrupter,
+        oscillation: Option<WatchedWeights>,
+    ) -> Result<Outcome, TrainError> {
         let device = B::Device::default();
         let seed = 7;
         let model: HybridLm<B> = tiny().init(&device, seed);
@@ -115,6 +127,7 @@ impl Run<'_> {
             .as_ref()
             .map_or_else(Position::default, |it| it.state.position.clone());
         let first_step = position.data_step;
+        let mut carried = None;
         let log = match resume {
             None => {
                 RunDirectory::create(self.directory.path()).unwrap();
@@ -131,6 +144,7 @@ impl Run<'_> {
                 )
             }
             Some(checkpoint) => {
+                carried = Some(checkpoint.clone());
                 trainee = trainee
                     .restore(checkpoint, &self.directory, &device)
                     .unwrap();
@@ -151,6 +165,7 @@ impl Run<'_> {
             keep: 9,
             snapshot: self.snapshot,
             guard: self.guard,
+            oscillation,
             layers: vec!["layers.1.mixer.up_proj".to_owned()],
             parameters: 20_000,
             peak_flops: Some(1e12),
@@ -187,6 +202,9 @@ impl Run<'_> {
             numerics,
             Box::new(|_| {}),
         );
+        if let Some(checkpoint) = carried {
+            strategy.take_up(&checkpoint);
+        }
         let display = Display::Plain {
             sink: Box::new(std::io::sink()),
             every: 1,

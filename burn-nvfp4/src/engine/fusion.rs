@@ -23,6 +23,7 @@ use super::{
     Reading, Support, Wanted,
 };
 use crate::cpu::Contraction;
+use crate::recipe::OperandSpec;
 use crate::runtime::LinearPlan;
 
 impl<R, F, I, BT> Nvfp4Engine for Fusion<CubeBackend<R, F, I, BT>>
@@ -208,6 +209,20 @@ where
         let inputs = vec![x, dy];
         let made =
             record::<CubeBackend<R, F, I, BT>>("nvfp4::weight_backward", inputs, vec![weight], run);
+        next(&mut made.into_iter())
+    }
+
+    fn weight_values(weight: FloatTensor<Self>, spec: OperandSpec) -> FloatTensor<Self> {
+        if is_empty(&weight) {
+            return linear::weight_values::<Self>(weight, spec);
+        }
+        let values = vec![(weight.shape(), DType::F32)];
+        let run = move |tensors: Vec<_>| {
+            let weight = next(&mut tensors.into_iter());
+            vec![CubeBackend::<R, F, I, BT>::weight_values(weight, spec)]
+        };
+        let made =
+            record::<CubeBackend<R, F, I, BT>>("nvfp4::weight_values", vec![weight], values, run);
         next(&mut made.into_iter())
     }
 

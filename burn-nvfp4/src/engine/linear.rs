@@ -19,7 +19,9 @@ use burn_backend::{Backend, DType, Shape, TensorMetadata};
 
 use super::mean::{Centred, add_outer};
 use super::{Lifetime, Nvfp4Engine, Operand, OperandRequest, Output, sample};
+use crate::cpu::Contraction;
 use crate::recipe::OperandSpec;
+use crate::rng::{RandomKey, Stream};
 use crate::runtime::LinearPlan;
 
 mod uses;
@@ -398,6 +400,28 @@ fn quantize_all<B: Nvfp4Engine>(
 ) -> Vec<Operand<B>> {
     sample::operands::<B>(&x, requests, plan);
     B::quantize_operands(x, requests, other)
+}
+
+/// See [`Nvfp4Engine::weight_values`]. Weights are rounded to nearest: no key is read.
+pub(crate) fn weight_values<B: Nvfp4Engine>(
+    weight: FloatTensor<B>,
+    spec: OperandSpec,
+) -> FloatTensor<B> {
+    let (shape, device) = (weight.shape(), B::float_device(&weight));
+    let request = OperandRequest {
+        spec,
+        along: Contraction::Rows,
+        key: RandomKey {
+            seed: 0,
+            step: 0,
+            stream: Stream::Other(0),
+        },
+        lifetime: Lifetime::OneGemm,
+        layer: "a traced weight",
+        operand: "fprop.rhs",
+    };
+    let operand = B::quantize_operand(weight, &request);
+    B::dequantize_operand(&operand, Contraction::Rows, shape, &device)
 }
 
 /// `db`, the sum of the unquantized `dY` over tokens, in `dtype`.

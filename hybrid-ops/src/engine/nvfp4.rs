@@ -1,6 +1,8 @@
 //! `Nvfp4<B>`: what the backend below does; no operation of this crate is a linear.
 
 use burn_backend::tensor::{Device, FloatTensor, IntTensor};
+use burn_nvfp4::oscillation::quantized_weight;
+use burn_nvfp4::recipe::OperandSpec;
 use burn_nvfp4::{Nvfp4, Nvfp4Engine};
 
 use super::HybridEngine;
@@ -30,6 +32,10 @@ impl<B: HybridEngine + Nvfp4Engine> HybridEngine for Nvfp4<B> {
 
     fn adamw(tensors: [FloatTensor<Self>; 4], numbers: AdamW) -> [FloatTensor<Self>; 3] {
         B::adamw(tensors, numbers)
+    }
+
+    fn weight_values(weight: FloatTensor<Self>, spec: OperandSpec) -> FloatTensor<Self> {
+        quantized_weight::<B>(weight, spec)
     }
 
     fn apply(

@@ -8,6 +8,8 @@
 //!     checkpoints/step-00000120/
 //!         parameters.safetensors   every parameter by name, exact
 //!         moments.safetensors      both AdamW moments of every parameter, exact
+//!         carried.safetensors      what the arithmetic carries from step to step, exact; only
+//!                                  where it carries something
 //!         state.json               position, versions, what must agree on resume, configuration
 //!         SUMS                     fingerprint, size and name of each file above, and of itself
 //! ```
@@ -241,6 +243,8 @@ pub struct RunCheckpoint {
     pub parameters: NamedTensors,
     /// The optimizer.
     pub moments: NamedTensors,
+    /// What the arithmetic carries from step to step.
+    pub carried: NamedTensors,
 }
 
 impl RunCheckpoint {

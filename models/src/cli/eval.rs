@@ -295,6 +295,7 @@ fn policy(arguments: &EvalArgs, config: &HybridConfig) -> Result<Option<Policy>,
         activations: Activations::F32,
         warm_up: None,
         high_precision_forward_from: None,
+        osci_reset: None,
         overrides: Vec::new(),
     };
     let policy = precision.policy(config).map_err(Failure::usage)?;

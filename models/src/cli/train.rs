@@ -82,6 +82,9 @@ impl Prepared {
             None => Position::default(),
             Some(checkpoint) => checkpoint.state.position.clone(),
         };
+        let (precision, steps) = (&self.config.precision, self.config.steps);
+        let oscillation = precision.watched_weights(&self.model, steps);
+        let oscillation = oscillation.map_err(Failure::usage)?;
         let batches = self.batches::<B>(position.data_step, device)?;
         let reference = self.reference(&batches.valid)?;
         let trainee = self.trainee::<B>(device)?;
@@ -94,8 +97,14 @@ impl Prepared {
         let alarms = Alarms::default();
         let directory = self.directory.clone();
         let alarm = alarms.sound(self.plain);
-        let plan = self.plan(position, &reference);
+        let plan = StepPlan {
+            oscillation,
+            ..self.plan(position, &reference)
+        };
         let strategy = StepStrategy::new(plan, directory, log, numerics, alarm);
+        if let Some(checkpoint) = self.begin.checkpoint() {
+            strategy.take_up(checkpoint);
+        }
         let interrupter = Interrupter::new();
         signal::install(&interrupter)?;
         let display = if self.plain {
@@ -237,6 +246,7 @@ impl Prepared {
             keep: config.checkpoint.keep,
             snapshot: config.precision.backend.snapshot(),
             guard: config.guard,
+            oscillation: None,
             layers: match config.statistics_every {
                 None => Vec::new(),
                 Some(_) => self.model.linear_names(),

@@ -7,6 +7,7 @@ use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::DType;
+use burn_nvfp4::oscillation::OsciReset;
 use burn_nvfp4::recipe::{Override, PRESETS, Policy, Recipe, RecipeError, WarmUp};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -17,6 +18,7 @@ use crate::data::BatchShape;
 pub use super::data::DataConfig;
 use super::guard::GuardConfig;
 use super::optim::OptimizerConfig;
+use super::oscillation::WatchedWeights;
 use super::plan::Snapshot;
 use super::schedule::{DecayShape, Schedule};
 
@@ -138,6 +140,9 @@ pub struct PrecisionConfig {
     /// From this share of the run on, the forward GEMMs run in high precision; absent: never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub high_precision_forward_from: Option<f64>,
+    /// Watches the weights of quantized layers for oscillation; absent: never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub osci_reset: Option<OsciReset>,
     /// Other recipes for layers by pattern; the last match decides.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub overrides: Vec<Override>,
@@ -166,6 +171,27 @@ impl PrecisionConfig {
         let policy = Policy::new(spec)?;
         policy.check_layers(&model.linear_names())?;
         Ok(policy)
+    }
+
+    /// The weights that a run of so many steps watches, if it watches any.
+    ///
+    /// # Errors
+    /// As [`Self::policy`]; numbers of the schedule that mean nothing.
+    pub fn watched_weights(
+        &self,
+        model: &HybridConfig,
+        total: u64,
+    ) -> Result<Option<WatchedWeights>, RecipeError> {
+        let Some(schedule) = self.osci_reset else {
+            return Ok(None);
+        };
+        schedule.validate()?;
+        Ok(Some(WatchedWeights {
+            schedule,
+            policy: self.policy(model)?,
+            layers: model.linear_names().into_iter().collect(),
+            total,
+        }))
     }
 }
 
@@ -526,6 +552,29 @@ mod tests {
             .to_string();
         assert!(error.contains("missing field `beta1`"), "{error}");
         assert!(!error.contains('\n'), "{error}");
+    }
+
+    #[test]
+    fn watched_weights_are_read_and_their_numbers_checked() {
+        use burn_nvfp4::oscillation::WindowEnd;
+
+        let of = |numbers: &str| {
+            let table = format!("{DEFAULT}\n[precision.osci_reset]\n{numbers}");
+            let config = parse(&table).unwrap();
+            let again = parse(&toml::to_string(&config).unwrap()).unwrap();
+            assert_eq!(again, config);
+            let model = HybridConfig::preset("tiny-1m", 256).unwrap();
+            config.precision.watched_weights(&model, config.steps)
+        };
+        let numbers = "start = 500\nperiod = 200\nwindow = 50\nthreshold = 8.0\n";
+        let watched = of(numbers).unwrap().unwrap();
+        assert_eq!(watched.schedule, OsciReset::from_step(500));
+        let counted = of(&format!("{numbers}at_end = \"count\""))
+            .unwrap()
+            .unwrap();
+        assert_eq!(counted.schedule.at_end, WindowEnd::Count);
+        let error = of(&numbers.replace("window = 50", "window = 0")).unwrap_err();
+        assert!(error.to_string().contains("at least one step"), "{error}");
     }
 
     #[test]

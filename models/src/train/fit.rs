@@ -124,11 +124,18 @@ pub fn fit<B: TrainingEngine, M: Trainable<B>>(
     .with_metric_logger(InMemoryMetricLogger::default())
     .with_application_logger(None)
     .with_training_strategy(TrainingStrategy::Custom(strategy.clone()));
-    let hidden = match plan.peak_flops {
-        Some(_) => None,
-        None => Some(Figure::FlopUtilisation),
+    let is_shown = |figure: &Figure| match figure {
+        Figure::FlopUtilisation => plan.peak_flops.is_some(),
+        Figure::OscillatingWeights => plan.oscillation.is_some(),
+        Figure::Loss
+        | Figure::BitsPerByte
+        | Figure::LearningRate
+        | Figure::GradNorm
+        | Figure::TokensPerSecond
+        | Figure::SkippedSteps
+        | Figure::SecondsLeft => true,
     };
-    for figure in Figure::ALL.into_iter().filter(|it| Some(*it) != hidden) {
+    for figure in Figure::ALL.into_iter().filter(is_shown) {
         training = training.metric_train_numeric(FigureMetric::new(figure));
     }
     for layer in &plan.layers {

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::layers::OperandFigure;
+use super::oscillation::Oscillation;
 
 /// One line.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -64,6 +65,14 @@ pub enum LogLine {
         step: u64,
         /// Every operand that was measured.
         operands: Vec<OperandFigure>,
+    },
+    /// What a window of watched weights found.
+    Oscillation {
+        /// The step that ended it, counted from 1.
+        step: u64,
+        /// Counts, and shares of layers.
+        #[serde(flatten)]
+        found: Oscillation,
     },
     /// A step that did not update the model.
     Skipped(SkippedLine),
@@ -195,6 +204,7 @@ impl LogLine {
             Self::Resume { step, .. }
             | Self::Step { step, .. }
             | Self::Quantization { step, .. }
+            | Self::Oscillation { step, .. }
             | Self::Skipped(SkippedLine { step, .. })
             | Self::Rewind(RewindLine { to: step, .. })
             | Self::Validation { step, .. }

@@ -32,13 +32,15 @@ pub enum Figure {
     FlopUtilisation,
     /// Steps that did not update the model.
     SkippedSteps,
+    /// Weights that oscillated in the last window; only shown where weights are watched.
+    OscillatingWeights,
     /// Seconds to the end.
     SecondsLeft,
 }
 
 impl Figure {
     /// All of them, in the order in which they are shown.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Loss,
         Self::BitsPerByte,
         Self::LearningRate,
@@ -46,6 +48,7 @@ impl Figure {
         Self::TokensPerSecond,
         Self::FlopUtilisation,
         Self::SkippedSteps,
+        Self::OscillatingWeights,
         Self::SecondsLeft,
     ];
 
@@ -59,6 +62,7 @@ impl Figure {
             Self::TokensPerSecond => "Tokens per second",
             Self::FlopUtilisation => "Model FLOP utilisation",
             Self::SkippedSteps => "Skipped steps",
+            Self::OscillatingWeights => "Oscillating weights",
             Self::SecondsLeft => "Seconds left",
         }
     }
@@ -72,6 +76,7 @@ impl Figure {
             Self::TokensPerSecond => figures.tokens_per_second,
             Self::FlopUtilisation => figures.mfu.unwrap_or(f64::NAN),
             Self::SkippedSteps => figures.skipped as f64,
+            Self::OscillatingWeights => figures.oscillating.map_or(f64::NAN, |count| count as f64),
             Self::SecondsLeft => figures.seconds_left,
         }
     }
@@ -117,7 +122,10 @@ impl Metric for FigureMetric {
     fn update(&mut self, figures: &Figures, metadata: &MetricMetadata) -> SerializedEntry {
         self.last = self.figure.of(figures, metadata);
         let shown = match self.figure {
-            Figure::TokensPerSecond | Figure::SkippedSteps | Figure::SecondsLeft => {
+            Figure::TokensPerSecond
+            | Figure::SkippedSteps
+            | Figure::OscillatingWeights
+            | Figure::SecondsLeft => {
                 format!("{:.0}", self.last)
             }
             Figure::FlopUtilisation => format!("{:.1} %", 100.0 * self.last),

@@ -36,6 +36,8 @@ pub struct Figures {
     pub mfu: Option<f64>,
     /// Steps that did not update the model, so far.
     pub skipped: u64,
+    /// Weights that oscillated in the last window; absent before one, or where none are watched.
+    pub oscillating: Option<u64>,
     /// What quantization did to the operands of the step, if it was sampled.
     pub operands: Arc<[OperandFigure]>,
     /// Seconds until the last step at the average speed so far.
@@ -53,6 +55,7 @@ impl<B: Backend> ItemLazy for LossOutput<B> {
             tokens_per_second: f64::NAN,
             mfu: None,
             skipped: 0,
+            oscillating: None,
             operands: Arc::default(),
             seconds_left: f64::NAN,
         })

@@ -126,6 +126,7 @@ impl RunOverview {
             LogLine::Rewind(_)
             | LogLine::Validation { .. }
             | LogLine::Quantization { .. }
+            | LogLine::Oscillation { .. }
             | LogLine::Checkpoint { .. }
             | LogLine::SaveFailed { .. } => {}
         }

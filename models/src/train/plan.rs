@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use super::guard::GuardConfig;
+use super::oscillation::WatchedWeights;
 use crate::checkpoint::run::Position;
 
 /// What training waits for when a checkpoint is due.
@@ -38,6 +39,8 @@ pub struct StepPlan {
     pub snapshot: Snapshot,
     /// Which steps update the model.
     pub guard: GuardConfig,
+    /// Weights that are watched for oscillation, if any are.
+    pub oscillation: Option<WatchedWeights>,
     /// Layers whose quantization is shown; none where it is not sampled.
     pub layers: Vec<String>,
     /// Parameters of the model, for its FLOPs.

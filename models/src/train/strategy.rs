@@ -5,7 +5,7 @@
 //! 2. forward and backward of every micro-batch, gradients summed;
 //! 3. average them, measure and clip their global norm;
 //! 4. judge the step ([`super::guard`]): update the model, skip the step, go back, or stop;
-//! 5. learning rate, AdamW;
+//! 5. learning rate, AdamW; what the arithmetic carries follows (`carrying`);
 //! 6. log, metrics; validation and checkpoint when they are due (`saving`, `validation`);
 //! 7. stop at a step boundary, with a checkpoint, if the interrupter says so.
 //!
@@ -15,6 +15,7 @@
 //! micro-batch, and has no position to resume from. `fit` cannot return an error, so the result
 //! waits in [`StepStrategy::take_outcome`].
 
+mod carrying;
 mod saving;
 mod validation;
 
@@ -34,7 +35,7 @@ use burn::train::{
 use burn_hybrid_ops::TrainingEngine;
 
 use crate::checkpoint::run::writer::CheckpointWriter;
-use crate::checkpoint::run::{Best, Position, RunDirectory};
+use crate::checkpoint::run::{Best, NamedTensors, Position, RunCheckpoint, RunDirectory};
 use crate::data::TokenBatch;
 
 use super::TrainError;
@@ -45,6 +46,7 @@ use super::layers::OperandFigure;
 use super::log::{Forward, LogLine, RunLog, SkipReason, SkippedLine};
 use super::numerics::Numerics;
 use super::optim::GroupedAdamW;
+use super::oscillation::TracesOf;
 use super::output::{Figures, LossOutput, bits_per_byte, flop_utilisation};
 use super::plan::{Ending, FinalFigures, Outcome, StepPlan};
 use super::schedule::WarmupStableDecay;
@@ -91,6 +93,8 @@ pub struct StepStrategy {
     numerics: Box<dyn Numerics>,
     log: Mutex<RunLog>,
     alarm: Alarm,
+    /// What the loop takes up when it begins.
+    carried: Mutex<NamedTensors>,
     outcome: Mutex<Option<Result<Outcome, TrainError>>>,
 }
 
@@ -113,14 +117,21 @@ impl StepStrategy {
         alarm: Alarm,
     ) -> Arc<Self> {
         let (log, outcome) = (Mutex::new(log), Mutex::new(None));
+        let carried = Mutex::default();
         Arc::new(Self {
             plan,
             directory,
             numerics,
             log,
             alarm,
+            carried,
             outcome,
         })
+    }
+
+    /// Has the loop continue with what the arithmetic carried when `checkpoint` was saved.
+    pub fn take_up(&self, checkpoint: &RunCheckpoint) {
+        *self.carried.lock().unwrap_or_else(PoisonError::into_inner) = checkpoint.carried.clone();
     }
 
     /// What the loop goes by.
@@ -189,6 +200,8 @@ impl<B: TrainingEngine, M: Trainable<B>> SupervisedLearningStrategy<Components<B
             store: event_store,
             position: self.plan.position.clone(),
             good: self.plan.position.clone(),
+            traces: None,
+            oscillating: None,
             writer: CheckpointWriter::new(self.directory.clone(), self.plan.keep),
             saved: self.plan.position.step,
             unsaved: None,
@@ -197,7 +210,12 @@ impl<B: TrainingEngine, M: Trainable<B>> SupervisedLearningStrategy<Components<B
             waited_seconds: 0.0,
             taken: 0,
         };
-        let outcome = run.run(&train, || interrupter.should_stop());
+        let carried =
+            std::mem::take(&mut *self.carried.lock().unwrap_or_else(PoisonError::into_inner));
+        let outcome = match run.take_up(carried) {
+            Ok(()) => run.run(&train, || interrupter.should_stop()),
+            Err(error) => Err(error.into()),
+        };
         let outcome = run.finish(outcome);
         *self.outcome.lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
         (run.learner.model(), run.events)
@@ -215,6 +233,10 @@ struct Loop<'a, B: TrainingEngine, M: Trainable<B>> {
     position: Position,
     /// Where it last updated the model.
     good: Position,
+    /// Weights that are watched, where the run watches any.
+    traces: Option<TracesOf<B>>,
+    /// How many of them oscillated in the last window.
+    oscillating: Option<u64>,
     writer: CheckpointWriter,
     /// The last step that was handed to the writer, or that the run began after.
     saved: u64,
@@ -318,6 +340,7 @@ impl<B: TrainingEngine, M: Trainable<B>> Loop<'_, B, M> {
             Verdict::Update => {
                 self.learner.optimizer_step(grads);
                 self.position.updates += 1;
+                self.follow_update();
                 self.training_seconds += begin.elapsed().as_secs_f64();
                 self.report_step(loss, [loss_value, norm], operands, begin);
                 self.position.log_bytes = self.strategy.log_bytes();
@@ -377,6 +400,7 @@ impl<B: TrainingEngine, M: Trainable<B>> Loop<'_, B, M> {
                 .peak_flops
                 .map(|peak| flop_utilisation(tokens_per_second, plan.parameters, peak)),
             skipped: self.position.skipped,
+            oscillating: self.oscillating,
             operands,
             seconds_left: (plan.total - step) as f64 * elapsed / self.taken as f64,
         };

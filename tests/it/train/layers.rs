@@ -142,6 +142,7 @@ fn the_metric_of_a_layer_shows_its_worst_operand_and_keeps_it_between_samples() 
         tokens_per_second: 1.0,
         mfu: None,
         skipped: 0,
+        oscillating: None,
         operands: operands.into(),
         seconds_left: 1.0,
     };

@@ -35,6 +35,9 @@ fn traces(directory: &RunDirectory) -> (RunCheckpoint, Vec<String>) {
             let loss = loss.to_bits();
             return Some(format!("validation {step} {forward:?} {loss:x}"));
         }
+        if let LogLine::Oscillation { step, found } = line {
+            return Some(format!("window until {step}: {found:?}"));
+        }
         None
     });
     (directory.load(None).unwrap(), numbers.collect())
@@ -42,6 +45,14 @@ fn traces(directory: &RunDirectory) -> (RunCheckpoint, Vec<String>) {
 
 /// Twelve steps at once against six, a new start of everything, and six more.
 fn check_resume<B: TrainingEngine>(numerics: impl Fn() -> Box<dyn Numerics>) {
+    check_watched_resume::<B>(numerics, None);
+}
+
+/// The same with watched weights; returns what the last checkpoint carries.
+pub(super) fn check_watched_resume<B: TrainingEngine>(
+    numerics: impl Fn() -> Box<dyn Numerics>,
+    oscillation: Option<&WatchedWeights>,
+) -> RunCheckpoint {
     let _device = exclusive();
     let dir = tempfile::tempdir().unwrap();
     let tokens = tokens(dir.path());
@@ -56,25 +67,32 @@ fn check_resume<B: TrainingEngine>(numerics: impl Fn() -> Box<dyn Numerics>) {
     };
     let go_on = Interrupter::new();
     let whole = run("whole");
-    whole.go::<B>(numerics(), None, &go_on).unwrap();
+    let go = |run: &Run<'_>, resume| {
+        let numerics = numerics();
+        run.go_watching::<B>(numerics, resume, &go_on, oscillation.cloned())
+            .unwrap()
+    };
+    go(&whole, None);
 
     // The same run, whose state at step 6 alone survives.
     let parts = run("parts");
-    parts.go::<B>(numerics(), None, &go_on).unwrap();
+    go(&parts, None);
     std::fs::remove_dir_all(parts.directory.checkpoint(12)).unwrap();
     let checkpoint = parts.directory.load(None).unwrap();
     assert_eq!(checkpoint.step(), 6);
-    let outcome = parts.go::<B>(numerics(), Some(checkpoint), &go_on).unwrap();
+    let outcome = go(&parts, Some(checkpoint));
     assert_eq!(outcome.step, 12);
 
     let ((a, a_log), (b, b_log)) = (traces(&whole.directory), traces(&parts.directory));
-    assert_eq!(a_log.len(), 12 + 2 + 2);
+    let windows = a_log.iter().filter(|line| line.starts_with("window"));
+    assert_eq!(a_log.len(), 12 + 2 + 2 + windows.count());
     assert_eq!(a_log, b_log);
     for (kind, a, b) in [
         ("parameter", &a.parameters, &b.parameters),
         ("moment", &a.moments, &b.moments),
+        ("carried", &a.carried, &b.carried),
     ] {
-        assert!(a.keys().eq(b.keys()) && !a.is_empty());
+        assert!(a.keys().eq(b.keys()) && (!a.is_empty() || kind == "carried"));
         for (name, data) in a {
             assert!(
                 data.as_bytes() == b[name].as_bytes(),
@@ -82,6 +100,7 @@ fn check_resume<B: TrainingEngine>(numerics: impl Fn() -> Box<dyn Numerics>) {
             );
         }
     }
+    a
 }
 
 #[test]

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
-use super::stored::{self, MOMENTS, PARAMETERS, STATE, Sums};
-use super::{RunCheckpoint, RunError, RunState};
+use super::stored::{self, CARRIED, MOMENTS, PARAMETERS, STATE, Sums};
+use super::{NamedTensors, RunCheckpoint, RunError, RunState};
 use crate::durable::{self, ASIDE};
 
 const PREFIX: &str = "step-";
@@ -181,6 +181,7 @@ impl RunDirectory {
     pub fn save(&self, checkpoint: &RunCheckpoint) -> Result<u64, RunError> {
         stored::check_dtypes(&checkpoint.parameters)?;
         stored::check_dtypes(&checkpoint.moments)?;
+        stored::check_dtypes(&checkpoint.carried)?;
         let path = self.checkpoint(checkpoint.step());
         let mut sums = Sums::default();
         durable::write_folder::<io::Error>(&path, |folder| {
@@ -189,6 +190,10 @@ impl RunDirectory {
                 stored::write_tensors(parameters, out)
             })?;
             sums.write(folder, MOMENTS, |out| stored::write_tensors(moments, out))?;
+            let carried = &checkpoint.carried;
+            if !carried.is_empty() {
+                sums.write(folder, CARRIED, |out| stored::write_tensors(carried, out))?;
+            }
             sums.write(folder, STATE, |out| {
                 Ok(serde_json::to_writer_pretty(out, &checkpoint.state)?)
             })?;
@@ -242,6 +247,7 @@ impl RunDirectory {
             problems,
         };
         let mut files = stored::read_checked(&path)?;
+        let carries = files.contains_key(CARRIED);
         let mut take = |name: &str| files.remove(name).unwrap_or_default();
         let state = read_state(&take(STATE), step).map_err(|problem| damaged(vec![problem]))?;
         let mut tensors = |name: &str| {
@@ -249,10 +255,16 @@ impl RunDirectory {
                 .map_err(|reason| damaged(vec![format!("{name}: {reason}")]))
         };
         let (parameters, moments) = (tensors(PARAMETERS)?, tensors(MOMENTS)?);
+        let carried = if carries {
+            tensors(CARRIED)?
+        } else {
+            NamedTensors::new()
+        };
         Ok(RunCheckpoint {
             state,
             parameters,
             moments,
+            carried,
         })
     }
 

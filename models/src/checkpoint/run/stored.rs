@@ -17,6 +17,8 @@ use crate::data::fingerprint::Fingerprint;
 pub(super) const PARAMETERS: &str = "parameters.safetensors";
 /// Both moments of every parameter.
 pub(super) const MOMENTS: &str = "moments.safetensors";
+/// What the arithmetic carries from step to step; not every checkpoint has it.
+pub(super) const CARRIED: &str = "carried.safetensors";
 /// What is not tensors.
 pub(super) const STATE: &str = "state.json";
 /// Checksums.
@@ -158,7 +160,7 @@ pub(super) fn read_checked(path: &Path) -> Result<HashMap<String, Vec<u8>>, RunE
             continue;
         };
         // The names are outside input: they may not lead to other files, some of which never end.
-        if !wanted.contains(&name) {
+        if !wanted.contains(&name) && name != CARRIED {
             problems.push(format!(
                 "{SUMS}: it lists {name:?}, which is no part of one"
             ));

@@ -4,7 +4,7 @@ use std::fs;
 
 use serde_json::json;
 
-use super::stored::{MOMENTS, PARAMETERS, STATE, SUMS};
+use super::stored::{CARRIED, MOMENTS, PARAMETERS, STATE, SUMS};
 use super::writer::CheckpointWriter;
 use super::*;
 use crate::data::fingerprint::Fingerprint;
@@ -26,7 +26,8 @@ fn checkpoint(step: u64) -> RunCheckpoint {
             config: String::new(),
         },
         parameters: tensors.clone(),
-        moments: tensors,
+        moments: tensors.clone(),
+        carried: tensors,
     }
 }
 
@@ -53,7 +54,18 @@ fn a_checkpoint_comes_back_bit_for_bit() {
     for (name, data) in &saved.parameters {
         assert_eq!(loaded.parameters[name].as_bytes(), data.as_bytes());
         assert_eq!(loaded.moments[name].as_bytes(), data.as_bytes());
+        assert_eq!(loaded.carried[name].as_bytes(), data.as_bytes());
     }
+}
+
+#[test]
+fn a_checkpoint_that_carries_nothing_has_no_file_for_it() {
+    let (_dir, run) = run();
+    let mut saved = checkpoint(7);
+    saved.carried.clear();
+    let path = save(&run, &saved, 1);
+    assert!(!path.join(CARRIED).exists());
+    assert!(run.load(None).unwrap().carried.is_empty());
 }
 
 #[test]
@@ -76,7 +88,7 @@ fn the_newest_are_kept() {
 fn every_flipped_bit_and_every_cut_of_every_file_is_found() {
     let (_dir, run) = run();
     let path = save(&run, &checkpoint(7), 1);
-    for name in [PARAMETERS, MOMENTS, STATE, SUMS] {
+    for name in [PARAMETERS, MOMENTS, CARRIED, STATE, SUMS] {
         let file = path.join(name);
         let intact = fs::read(&file).unwrap();
         let check = |bytes: &[u8], damage: String| {

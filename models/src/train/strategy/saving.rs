@@ -34,6 +34,7 @@ impl<B: TrainingEngine, M: Trainable<B>> Loop<'_, B, M> {
         };
         let model = self.learner.model();
         let records = optimizer_record(&self.learner, &self.store);
+        let carried = self.carried();
         let take = move || RunCheckpoint {
             state,
             parameters: read_parameters::<B, M>(&model),
@@ -41,6 +42,7 @@ impl<B: TrainingEngine, M: Trainable<B>> Loop<'_, B, M> {
             moments: records.map_or_else(NamedTensors::new, |records| {
                 read_moments::<B, M>(&model, &records)
             }),
+            carried: carried(),
         };
         self.saved = step;
         let before = match plan.snapshot {
@@ -198,6 +200,6 @@ impl<B: TrainingEngine, M: Trainable<B>> Loop<'_, B, M> {
         self.learner.load_scheduler(step);
         self.position = position;
         self.saved = step;
-        Ok(())
+        self.take_up(checkpoint.carried)
     }
 }

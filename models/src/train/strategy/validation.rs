@@ -64,6 +64,7 @@ impl<B: TrainingEngine, M: Trainable<B>> Loop<'_, B, M> {
             tokens_per_second: f64::NAN,
             mfu: None,
             skipped: self.position.skipped,
+            oscillating: self.oscillating,
             operands: Arc::default(),
             seconds_left: f64::NAN,
         };

@@ -1,0 +1,56 @@
+//! What the arithmetic carries from step to step: taken up when a run begins or goes back, followed
+//! after an update, and handed to checkpoints.
+
+use burn_hybrid_ops::TrainingEngine;
+
+use super::{Loop, Trainable};
+use crate::checkpoint::run::{NamedTensors, RunError};
+use crate::train::log::LogLine;
+use crate::train::oscillation::{TraceSnapshot, Traces};
+
+impl<B: TrainingEngine, M: Trainable<B>> Loop<'_, B, M> {
+    /// Takes up what the checkpoint of this position carries.
+    pub(super) fn take_up(&mut self, mut carried: NamedTensors) -> Result<(), RunError> {
+        let mut problems = Vec::new();
+        if let Some(weights) = self.strategy.plan.oscillation.clone() {
+            let (model, updates) = (self.learner.model(), self.position.updates);
+            match Traces::restore(weights, &model, updates, &mut carried) {
+                Ok(traces) => self.traces = Some(traces),
+                Err(found) => problems = found,
+            }
+        }
+        problems.extend(
+            carried
+                .keys()
+                .map(|name| format!("{name}: nothing here carries it")),
+        );
+        if problems.is_empty() {
+            return Ok(());
+        }
+        let path = self.strategy.directory.checkpoint(self.position.step);
+        Err(RunError::Misfit { path, problems })
+    }
+
+    /// Follows an update: weights that oscillate are counted and reset at the end of a window.
+    pub(super) fn follow_update(&mut self) {
+        let Some(traces) = &mut self.traces else {
+            return;
+        };
+        let Some((found, model)) = traces.follow(self.learner.model(), self.position.updates)
+        else {
+            return;
+        };
+        if let Some(model) = model {
+            self.learner.load_model(model.into_record());
+        }
+        self.oscillating = Some(found.oscillating);
+        let step = self.position.step;
+        self.strategy.log(&LogLine::Oscillation { step, found });
+    }
+
+    /// What a checkpoint of this position carries; reads tensors when it is called.
+    pub(super) fn carried(&self) -> impl FnOnce() -> NamedTensors + Send + 'static {
+        let traces = self.traces.as_ref().map(Traces::snapshot);
+        move || traces.map_or_else(NamedTensors::new, TraceSnapshot::into_tensors)
+    }
+}

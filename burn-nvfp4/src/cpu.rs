@@ -26,4 +26,4 @@ pub use element::{Contraction, Element, MatrixView};
 pub use gemm::{Alpha, DecodedMatrix, gemm, gemm_alpha, gemm_decoded, gemm_f64};
 pub use hadamard::{hadamard, random_hadamard};
 pub use mean::{token_mean, without_mean};
-pub use quantize::{quantize, quantize_operand, quantize_with_amax};
+pub use quantize::{quantize, quantize_operand, quantize_operand_with_amax, quantize_with_amax};

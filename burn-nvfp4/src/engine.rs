@@ -14,6 +14,7 @@ mod host;
 pub(crate) mod linear;
 mod mean;
 mod sample;
+mod renewal;
 mod autodiff;
 #[cfg(all(test, feature = "ndarray"))]
 mod tests;
@@ -92,6 +93,24 @@ pub trait Nvfp4Engine: Backend {
             .iter()
             .map(|request| Self::quantize_operand(x.clone(), request))
             .collect()
+    }
+
+    /// [`quantize_operands`](Self::quantize_operands), where an operand may be under an amax of an
+    /// earlier step instead of its own, f32 `[1]`: what lies beyond it is cut off.
+    ///
+    /// The default runs such operands on the host.
+    fn quantize_operands_under(
+        x: FloatTensor<Self>,
+        requests: &[OperandRequest<'_>],
+        amaxes: &[Option<FloatTensor<Self>>],
+        _other: Option<&Operand<Self>>,
+    ) -> Vec<Operand<Self>> {
+        let operands = requests.iter().zip(amaxes);
+        let make = |(request, amax): (&OperandRequest<'_>, &Option<FloatTensor<Self>>)| match amax {
+            None => Self::quantize_operand(x.clone(), request),
+            Some(_) => host::quantize_under::<Self>(x.clone(), request, amax.clone()),
+        };
+        operands.map(make).collect()
     }
 
     /// The values that a GEMM multiplies of a quantized operand, in f32 and in the shape of the

@@ -9,11 +9,13 @@ pub mod spec;
 pub mod presets;
 pub mod named;
 pub mod policy;
+mod renewal;
 mod words;
 
 pub use error::RecipeError;
 pub use policy::{Extent, Override, Policy, PolicySpec, Progress, WarmUp, WhenUnmatched};
 pub use presets::{PRESETS, Preset};
+pub use renewal::ScaleRenewal;
 pub use spec::{
     BackwardReads, BlockError, BlockShape, E8m0Rule, ErrorArithmetic, Fp8Scaling, GemmSpec,
     OperandSpec, Recipe, Rounding, ScaleBound, ScaleRule, SignVector, TokenMean, Transform,

@@ -140,6 +140,13 @@ impl RandomKey {
     }
 }
 
+/// The seed of a micro-batch of a step whose operands are under kept amaxes (numerics §13): those
+/// are equal in all micro-batches, so that the amax in the counter does not tell them apart.
+pub const fn micro_batch_seed(seed: u64, micro_batch: u64) -> u64 {
+    // An odd factor: other micro-batches have other seeds.
+    seed.wrapping_add(micro_batch.wrapping_mul(0x9E37_79B9_7F4A_7C15))
+}
+
 #[inline(always)]
 const fn low_word(x: u64) -> u32 {
     (x & 0xFFFF_FFFF) as u32

@@ -12,8 +12,9 @@ use std::sync::{Arc, LazyLock, Mutex, RwLock};
 use burn_backend::{Backend, DeviceId, DeviceOps};
 
 use crate::packed_weights::{PackedWeight, PackedWeights};
-use crate::recipe::{Policy, Progress, Recipe, RecipeError, presets};
-use crate::rng::{RandomKey, Stream};
+use crate::recipe::{Policy, Progress, Recipe, RecipeError, ScaleRenewal, presets};
+use crate::renewal::KeptAmaxes;
+use crate::rng::{RandomKey, Stream, micro_batch_seed};
 use crate::scope;
 use crate::stats::SampleStore;
 
@@ -32,6 +33,8 @@ pub struct LinearPlan {
     pub weight: Option<Arc<PackedWeight>>,
     /// Whether operands and GEMMs are sampled.
     pub sampled: bool,
+    /// Whether amaxes that are taken are kept for later steps.
+    pub keeps_amaxes: bool,
 }
 
 impl LinearPlan {
@@ -58,6 +61,8 @@ struct Settings {
     policy: Arc<Policy>,
     seed: u64,
     progress: Progress,
+    /// Which micro-batch of the step.
+    micro_batch: u64,
     watch: bool,
     /// Which steps are sampled.
     sampling: Option<NonZeroU64>,
@@ -71,6 +76,7 @@ impl Default for Settings {
             policy: Arc::new(Policy::uniform(presets::NVIDIA)),
             seed: 0,
             progress: Progress { step: 0, total: 0 },
+            micro_batch: 0,
             watch: false,
             sampling: None,
             packed: PackedWeights::default(),
@@ -134,9 +140,18 @@ pub fn seed<B: Backend>(device: &B::Device) -> u64 {
 }
 
 /// Tells `device` how far the run is: the policy may depend on it, and stochastic rounding draws
-/// other bits at another step.
+/// other bits at another step. The first micro-batch of that step is next.
 pub fn set_progress<B: Backend>(device: &B::Device, progress: Progress) {
-    update::<B>(device, |settings| settings.progress = progress);
+    update::<B>(device, |settings| {
+        settings.progress = progress;
+        settings.micro_batch = 0;
+    });
+}
+
+/// Tells `device` which micro-batch of the step is next, counted from 0. Random bits depend on it
+/// where tensor scales are kept between steps, and nowhere else.
+pub fn set_micro_batch<B: Backend>(device: &B::Device, micro_batch: u64) {
+    update::<B>(device, |settings| settings.micro_batch = micro_batch);
 }
 
 /// How far the run on `device` is, as it was told last.
@@ -160,16 +175,36 @@ pub(crate) fn plan<B: Backend>(device: &B::Device) -> LinearPlan {
                 precision.unwrap_or_else(|| settings.policy.resolve(layer, settings.progress));
             let weight = layer.filter(|_| recipe.fprop.rhs.is_quantized());
             let step = settings.progress.step;
+            let renewal = recipe.scale_renewal;
+            let seed = if renewal.renews(step) {
+                settings.seed
+            } else {
+                micro_batch_seed(settings.seed, settings.micro_batch)
+            };
             LinearPlan {
                 recipe,
+                keeps_amaxes: renewal != ScaleRenewal::EveryUse && layer.is_some(),
                 layer: layer.map(Arc::from),
-                seed: settings.seed,
+                seed,
                 step,
                 weight: weight.and_then(|layer| settings.packed.get(layer)),
                 sampled: settings.sampling.is_some_and(|every| step % every == 0),
             }
         })
     })
+}
+
+static KEPT_AMAXES: LazyLock<Mutex<HashMap<Key, KeptAmaxes>>> = LazyLock::new(Mutex::default);
+
+/// Hands the amaxes that `device` keeps to `f`.
+pub(crate) fn with_kept_amaxes<B: Backend, R>(
+    device: &B::Device,
+    f: impl FnOnce(&mut KeptAmaxes) -> R,
+) -> R {
+    let mut table = KEPT_AMAXES
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    f(table.entry(key::<B>(device)).or_default())
 }
 
 static SAMPLES: LazyLock<Mutex<HashMap<Key, SampleStore>>> = LazyLock::new(Mutex::default);

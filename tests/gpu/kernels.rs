@@ -4,7 +4,7 @@ use burn::tensor::{DType, TensorData};
 use burn_nvfp4::cpu::{self, Contraction, Element, MatrixView, decode_operand};
 use burn_nvfp4::format::{PackedMatrix, Reading};
 use burn_nvfp4::kernels::dequantize::{decode, dequantize, from_host, to_host};
-use burn_nvfp4::kernels::quantize::{Job, Packing, Quantized, Watch, quantize};
+use burn_nvfp4::kernels::quantize::{Job, Packing, Quantized, Watch, quantize, quantize_under};
 use burn_nvfp4::kernels::{CubeTensor, DecodedTensor};
 use burn_nvfp4::recipe::{BlockShape, Fp8Scaling, OperandSpec, Rounding, ScaleRule, Transform};
 use burn_nvfp4::rng::{RandomKey, Stream};
@@ -339,6 +339,35 @@ fn two_jobs_give_what_each_gives_alone() {
                 let case = format!("{shape:?} {:?} {:?} of {jobs:?}", job.along, job.spec);
                 compare(got, job, &expected(&x, shape, job), &mut problems, &case);
             }
+        }
+    }
+    done(&problems);
+}
+
+/// Amaxes of another step: smaller ones, where blocks and elements saturate, and larger ones.
+#[test]
+fn an_amax_that_is_given_has_the_bits_of_the_cpu() {
+    let Some(device) = device() else { return };
+    let mut problems = Vec::new();
+    let shape = [130, 257];
+    let x = normal(6, shape[0] * shape[1]);
+    let tensor = matrix(&x, shape, &device);
+    let view = MatrixView::new(&x, shape[0], shape[1]).unwrap();
+    let specs = SPECS.into_iter().filter(OperandSpec::has_renewable_scale);
+    for (spec, along) in specs.flat_map(|spec| AXES.map(|along| (spec, along))) {
+        let job = job(spec, along);
+        for amax in [0.01, 1.5, 60.0] {
+            let given = Some(upload(TensorData::from([amax]), &device));
+            let expected = cpu::quantize_with_amax(view, along, &spec, amax, job.key).unwrap();
+            let case = format!("{amax} {along:?} {spec:?}");
+            let got = quantize_under(&tensor, &[job], std::slice::from_ref(&given), None, None);
+            compare(&got[0], &job, &expected, &mut problems, &case);
+            // Beside a job that takes its own.
+            let own = super::kernels::job(ROW16, Contraction::Columns);
+            let got = quantize_under(&tensor, &[own, job], &[None, given], None, None);
+            let expected_own = super::kernels::expected(&x, shape, &own);
+            compare(&got[0], &own, &expected_own, &mut problems, &case);
+            compare(&got[1], &job, &expected, &mut problems, &case);
         }
     }
     done(&problems);

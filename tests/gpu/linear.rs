@@ -1,6 +1,7 @@
 //! The decorated linear on a device: with and without fusion, in both orders, against the CPU.
 
-use std::num::NonZeroU64;
+use std::collections::BTreeMap;
+use std::num::{NonZeroU32, NonZeroU64};
 
 use burn::backend::{Autodiff, NdArray};
 use burn::module::Param;
@@ -8,10 +9,12 @@ use burn::nn::Linear;
 use burn::prelude::*;
 use burn::tensor::DType;
 use burn::tensor::backend::AutodiffBackend;
-use burn_nvfp4::recipe::{Policy, Preset, Progress, Recipe, presets};
+use burn_nvfp4::recipe::{Policy, Preset, Progress, Recipe, ScaleRenewal, presets};
+use burn_nvfp4::renewal::{kept_amaxes, set_kept_amaxes};
 use burn_nvfp4::stats::{GemmSample, Samples, set_sampling, take_samples};
 use burn_nvfp4::{
-    Nvfp4, Nvfp4Engine, layer, set_policy, set_progress, set_seed, set_watch, take_non_finite,
+    Nvfp4, Nvfp4Engine, layer, set_micro_batch, set_policy, set_progress, set_seed, set_watch,
+    take_non_finite,
 };
 use tests::golden::{Record, te_nvfp4_directory};
 
@@ -197,6 +200,67 @@ fn fusion_and_order_of_decorators_change_no_bits() {
                 let same = is_same(&plain.dw, &other.dw);
                 assert!(same, "dw: {what} under {}", preset.name);
             }
+        }
+    }
+}
+
+/// Steps under kept amaxes, validation among them: kept and multiplied as on the CPU, with and
+/// without fusion.
+#[test]
+fn a_device_keeps_the_amaxes_of_the_cpu() {
+    let Some(_turn) = exclusive() else { return };
+    fn steps<B: AutodiffBackend>() -> (Vec<Vec<f32>>, BTreeMap<String, f32>) {
+        let recipe = Recipe {
+            scale_renewal: ScaleRenewal::EverySteps(NonZeroU32::new(3).unwrap()),
+            ..presets::NVIDIA
+        };
+        use_recipe::<B>(recipe);
+        let device = B::Device::default();
+        set_kept_amaxes::<B>(&device, BTreeMap::new());
+        let mut results = Vec::new();
+        for step in 0..5_u8 {
+            let step_of = u64::from(step);
+            let progress = Progress {
+                step: step_of,
+                total: 9,
+            };
+            set_progress::<B>(&device, progress);
+            for (micro_batch, salt) in [(0, 1), (1, 7)] {
+                set_micro_batch::<B>(&device, micro_batch);
+                let grow = 1.0 + f32::from(step);
+                let x = tensor::<B, 2>([48, 64], salt) * grow;
+                let x = x.detach().require_grad();
+                let w = tensor::<B, 2>([64, 32], 2).require_grad();
+                let y = layer("block", || {
+                    burn::tensor::module::linear(x.clone(), w.clone(), None)
+                });
+                let dy = tensor::<B, 2>([48, 32], salt + 1) * grow;
+                let grads = (y.clone() * dy).sum().backward();
+                results.extend([host(y), host(x.grad(&grads).unwrap())]);
+                results.push(host(w.grad(&grads).unwrap()));
+                let forward = layer("block", || {
+                    burn::tensor::module::linear(x.inner(), w.inner(), None)
+                });
+                results.push(host(forward));
+            }
+        }
+        let kept = kept_amaxes::<B>(&device);
+        set_kept_amaxes::<B>(&device, BTreeMap::new());
+        (results, kept)
+    }
+    let (expected, mut kept) = steps::<Nvfp4<Autodiff<NdArray>>>();
+    for (mode, (results, mut device_kept)) in [
+        ("plain", steps::<Nvfp4<Autodiff<Plain>>>()),
+        ("fused", steps::<Nvfp4<Autodiff<Fused>>>()),
+    ] {
+        // A device whose tensor cores read packed weights packs them along either axis.
+        for amaxes in [&mut kept, &mut device_kept] {
+            amaxes.remove("block.dgrad.rhs");
+        }
+        assert_eq!(device_kept, kept, "{mode}");
+        for (at, (got, expected)) in results.iter().zip(&expected).enumerate() {
+            let distance = distance(got, expected);
+            assert!(distance <= 2e-6, "{mode}, result {at}: {distance:e}");
         }
     }
 }

@@ -10,6 +10,7 @@ mod quantize;
 mod eden;
 mod stats;
 mod oscillation;
+mod renewal;
 mod golden;
 mod linear;
 mod transparency;

@@ -40,7 +40,7 @@ pub(super) struct Plan {
 pub(super) enum TensorAmax {
     /// From the matrix.
     Measured,
-    /// From a whole that the matrix is a part of.
+    /// From a whole that the matrix is a part of, or from an earlier step.
     Given(f32),
 }
 

@@ -62,8 +62,8 @@ pub fn quantize<E: Element>(
     pack(&x, along, &plan)
 }
 
-/// [`quantize`] under the tensor scale of a whole that `x` is a part of: projections that a server
-/// runs as one GEMM share theirs.
+/// [`quantize`] under another tensor's scale: that of a whole that `x` is a part of, as projections
+/// share theirs that a server runs as one GEMM, or that of an earlier step (numerics §13).
 ///
 /// `amax` is at least that of `x`, else the largest elements saturate.
 ///
@@ -133,9 +133,33 @@ pub fn quantize_operand<E: Element>(
     key: RandomKey,
 ) -> Result<(Vec<f32>, TensorScale), QuantizeError> {
     let plan = Plan::new(&x, along, spec, TensorAmax::Measured, key)?;
+    Ok(decoded(&x, along, plan))
+}
+
+/// [`quantize_operand`] under the amax of another step: what [`quantize_with_amax`] stands for.
+///
+/// # Errors
+/// As [`quantize_with_amax`].
+pub fn quantize_operand_with_amax<E: Element>(
+    x: MatrixView<'_, E>,
+    along: Contraction,
+    spec: &OperandSpec,
+    amax: f32,
+    key: RandomKey,
+) -> Result<(Vec<f32>, TensorScale), QuantizeError> {
+    let plan = Plan::new(&x, along, spec, TensorAmax::Given(amax), key)?;
+    Ok(decoded(&x, along, plan))
+}
+
+/// Code times block scale, and the tensor scale, of a plan.
+fn decoded<E: Element>(
+    x: &MatrixView<'_, E>,
+    along: Contraction,
+    plan: Plan,
+) -> (Vec<f32>, TensorScale) {
     let mut values = vec![0.0; plan.grid.rows * plan.layout.padded_k];
-    plan.run(&x, along, Sink::Decoded(&mut values));
-    Ok((values, plan.tensor_scale))
+    plan.run(x, along, Sink::Decoded(&mut values));
+    (values, plan.tensor_scale)
 }
 
 impl Plan {

@@ -28,7 +28,7 @@ use super::{
 use crate::cpu::Contraction;
 use crate::kernels::alpha::OperandScale;
 use crate::kernels::gemm::routine::{DenseRoutine, Fp4Routine, routines};
-use crate::kernels::quantize::{Job, Packing, Quantized, packs_either_axis, quantize_for};
+use crate::kernels::quantize::{Job, Packing, Quantized, packs_either_axis, quantize_under};
 use crate::kernels::{self, PackedTensor};
 use crate::packed_weights::PackedWeight;
 use crate::recipe::{OperandSpec, ScaleRule};
@@ -53,12 +53,25 @@ where
         requests: &[OperandRequest<'_>],
         other: Option<&Operand<Self>>,
     ) -> Vec<Operand<Self>> {
+        let own = vec![None; requests.len()];
+        Self::quantize_operands_under(x, requests, &own, other)
+    }
+
+    fn quantize_operands_under(
+        x: FloatTensor<Self>,
+        requests: &[OperandRequest<'_>],
+        amaxes: &[Option<FloatTensor<Self>>],
+        other: Option<&Operand<Self>>,
+    ) -> Vec<Operand<Self>> {
         if x.meta.num_elements() == 0 {
             let on_host = |request| host::quantize::<Self>(x.clone(), request);
             return requests.iter().map(on_host).collect();
         }
-        let quantized = requests.iter().filter(|r| r.spec.is_quantized());
-        let jobs: Vec<_> = quantized.map(|r| job::<R>(&x.device, r)).collect();
+        let quantized = requests.iter().zip(amaxes);
+        let quantized = quantized.filter(|(r, _)| r.spec.is_quantized());
+        let (jobs, amaxes): (Vec<_>, Vec<_>) = quantized
+            .map(|(request, amax)| (job::<R>(&x.device, request), amax.clone()))
+            .unzip();
         let mut made = if jobs.is_empty() {
             vec![]
         } else {
@@ -75,7 +88,7 @@ where
             let other = other
                 .filter(|_| requests[0].spec.is_quantized())
                 .and_then(operand_scale);
-            quantize_for(&x, &jobs, watch.as_ref(), other.as_ref())
+            quantize_under(&x, &jobs, &amaxes, watch.as_ref(), other.as_ref())
         }
         .into_iter();
         let operands = requests.iter().map(|request| {

@@ -72,18 +72,30 @@ impl<'a> HostMatrix<'a> {
         }
     }
 
-    fn quantize(self, request: &OperandRequest<'_>) -> PackedMatrix {
+    fn quantize(self, request: &OperandRequest<'_>, amax: Option<f32>) -> PackedMatrix {
+        let (spec, key) = (&request.spec, request.key);
         on_slice!(self.data, data => {
             let (view, along) = self.view(data, request.along);
-            cpu::quantize(view, along, &request.spec, request.key)
+            match amax {
+                None => cpu::quantize(view, along, spec, key),
+                Some(amax) => cpu::quantize_with_amax(view, along, spec, amax, key),
+            }
         })
         .expect("the spec is a quantized one and the view fills its shape")
     }
 
-    fn quantize_decoded(self, request: &OperandRequest<'_>) -> (Vec<f32>, TensorScale) {
+    fn quantize_decoded(
+        self,
+        request: &OperandRequest<'_>,
+        amax: Option<f32>,
+    ) -> (Vec<f32>, TensorScale) {
+        let (spec, key) = (&request.spec, request.key);
         on_slice!(self.data, data => {
             let (view, along) = self.view(data, request.along);
-            cpu::quantize_operand(view, along, &request.spec, request.key)
+            match amax {
+                None => cpu::quantize_operand(view, along, spec, key),
+                Some(amax) => cpu::quantize_operand_with_amax(view, along, spec, amax, key),
+            }
         })
         .expect("the spec is a quantized one and the view fills its shape")
     }
@@ -102,13 +114,26 @@ impl<'a> HostMatrix<'a> {
         (view, along)
     }
 
-    /// What quantizing it would do.
-    pub(super) fn statistics(self, request: &OperandRequest<'_>) -> OperandStatistics {
+    /// What quantizing it would do, under an amax if one is given.
+    pub(super) fn statistics(
+        self,
+        request: &OperandRequest<'_>,
+        amax: Option<f32>,
+    ) -> OperandStatistics {
+        let (spec, key) = (&request.spec, request.key);
         on_slice!(self.data, data => {
             let (view, along) = self.view(data, request.along);
-            OperandStatistics::measure(view, along, &request.spec, request.key)
+            match amax {
+                None => OperandStatistics::measure(view, along, spec, key),
+                Some(amax) => OperandStatistics::measure_with_amax(view, along, spec, amax, key),
+            }
         })
         .expect("the spec is a quantized one and the view fills its shape")
+    }
+
+    /// The first element.
+    pub(super) fn first(self) -> f32 {
+        on_slice!(self.data, data => data.first().map_or(f32::NAN, |x| x.to_f32()))
     }
 
     /// Share of the elements that are at least `bound`.
@@ -181,6 +206,15 @@ pub(super) fn quantize<B: Nvfp4Engine>(
     x: FloatTensor<B>,
     request: &OperandRequest<'_>,
 ) -> Operand<B> {
+    quantize_under(x, request, None)
+}
+
+/// [`quantize`] under an amax, f32 `[1]`, if one is given.
+pub(super) fn quantize_under<B: Nvfp4Engine>(
+    x: FloatTensor<B>,
+    request: &OperandRequest<'_>,
+    amax: Option<FloatTensor<B>>,
+) -> Operand<B> {
     if request.spec == OperandSpec::HighPrecision {
         return Operand::HighPrecision {
             tensor: x,
@@ -189,6 +223,7 @@ pub(super) fn quantize<B: Nvfp4Engine>(
     }
     let device = B::float_device(&x);
     let watched = runtime::is_watched::<B>(&device);
+    let amax = amax.map(|amax| B::read_matrix(amax, |amax| amax.first()));
     B::read_matrix(x, |matrix| {
         if watched && !matrix.is_finite() {
             let (layer, operand) = (request.layer.to_owned(), request.operand);
@@ -196,11 +231,11 @@ pub(super) fn quantize<B: Nvfp4Engine>(
         }
         match request.lifetime {
             Lifetime::Kept | Lifetime::NowAndKept => Operand::Packed {
-                matrix: Arc::new(matrix.quantize(request)),
+                matrix: Arc::new(matrix.quantize(request, amax)),
                 reading: Reading::AsPacked,
             },
             Lifetime::OneGemm => {
-                let (values, scale) = matrix.quantize_decoded(request);
+                let (values, scale) = matrix.quantize_decoded(request, amax);
                 let [(rows, _), _] = matrix.strides(request.along);
                 let k = values.len().checked_div(rows).unwrap_or(0);
                 Operand::Decoded(Arc::new(DecodedMatrix {

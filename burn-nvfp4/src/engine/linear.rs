@@ -18,9 +18,9 @@ use burn_backend::tensor::{Device, FloatTensor};
 use burn_backend::{Backend, DType, Shape, TensorMetadata};
 
 use super::mean::{Centred, add_outer};
-use super::{Lifetime, Nvfp4Engine, Operand, OperandRequest, Output, sample};
+use super::{Lifetime, Nvfp4Engine, Operand, OperandRequest, Output, renewal, sample};
 use crate::cpu::Contraction;
-use crate::recipe::OperandSpec;
+use crate::recipe::{OperandSpec, ScaleRenewal};
 use crate::rng::{RandomKey, Stream};
 use crate::runtime::LinearPlan;
 
@@ -81,6 +81,17 @@ pub(crate) fn fprop<B: Nvfp4Engine>(
     plan: &LinearPlan,
     wanted: Wanted,
 ) -> (FloatTensor<B>, Kept<B>) {
+    let without_backward;
+    let plan = if plan.keeps_amaxes && wanted == Wanted::Nothing {
+        // Validation renews no scale of training.
+        without_backward = LinearPlan {
+            keeps_amaxes: false,
+            ..plan.clone()
+        };
+        &without_backward
+    } else {
+        plan
+    };
     let recipe = &plan.recipe;
     let mut shape = x.shape();
     let rank = shape.num_dims();
@@ -398,8 +409,12 @@ fn quantize_all<B: Nvfp4Engine>(
     other: Option<&Operand<B>>,
     plan: &LinearPlan,
 ) -> Vec<Operand<B>> {
-    sample::operands::<B>(&x, requests, plan);
-    B::quantize_operands(x, requests, other)
+    if plan.recipe.scale_renewal == ScaleRenewal::EveryUse {
+        let own = vec![None; requests.len()];
+        sample::operands::<B>(&x, requests, &own, plan);
+        return B::quantize_operands(x, requests, other);
+    }
+    renewal::quantize(x, requests, other, plan)
 }
 
 /// See [`Nvfp4Engine::weight_values`]. Weights are rounded to nearest: no key is read.

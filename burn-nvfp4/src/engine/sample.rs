@@ -10,22 +10,26 @@ use crate::recipe::{GemmSpec, OperandSpec};
 use crate::runtime::{self, LinearPlan};
 use crate::stats::{GemmSample, OperandSample};
 
-/// Measures the operands that are about to be made of `x`, if the step is sampled.
+/// Measures the operands that are about to be made of `x`, if the step is sampled; each under the
+/// amax that is kept for it, if one is.
 pub(super) fn operands<B: Nvfp4Engine>(
     x: &FloatTensor<B>,
     requests: &[OperandRequest<'_>],
+    amaxes: &[Option<FloatTensor<B>>],
     plan: &LinearPlan,
 ) {
     if !plan.sampled || x.shape().num_elements() == 0 {
         return;
     }
     let device = B::float_device(x);
-    for request in requests {
+    for (request, amax) in requests.iter().zip(amaxes) {
         let is_first = request.spec.is_quantized() && is_first::<B>(&device, plan, request.operand);
         if !is_first {
             continue;
         }
-        let statistics = B::read_matrix(x.clone(), |matrix| matrix.statistics(request));
+        let amax = amax.clone();
+        let amax = amax.map(|amax| B::read_matrix(amax, |amax| amax.first()));
+        let statistics = B::read_matrix(x.clone(), |matrix| matrix.statistics(request, amax));
         let sample = OperandSample {
             step: plan.step,
             layer: plan.layer.as_deref().map(str::to_owned),

@@ -24,6 +24,7 @@ fn plan(recipe: Recipe) -> LinearPlan {
         step: 5,
         weight: None,
         sampled: false,
+        keeps_amaxes: false,
     }
 }
 

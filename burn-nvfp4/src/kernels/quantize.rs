@@ -41,7 +41,9 @@ mod eden;
 
 use block_scale::{choose, nvfp4_scale, scale_of_block, share_amaxes};
 use elements::{finish, store_decoded};
-pub use launch::{Job, Packing, Quantized, Watch, packs_either_axis, quantize, quantize_for};
+pub use launch::{
+    Job, Packing, Quantized, Watch, packs_either_axis, quantize, quantize_for, quantize_under,
+};
 
 /// Which codes, by which rounding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -75,6 +77,8 @@ pub(super) enum AmaxSource {
     None,
     /// Partial maxima of the tensor.
     Partials(Slot),
+    /// Given: that of another step, in the place of the row amaxes.
+    Given,
     /// One per row of the packed operand.
     Rows,
     /// One per block: the block amaxes themselves.
@@ -178,8 +182,12 @@ impl Plan {
     const fn slot(&self) -> Option<Slot> {
         match self.amax {
             AmaxSource::Partials(slot) => Some(slot),
-            AmaxSource::None | AmaxSource::Rows | AmaxSource::Blocks => None,
+            AmaxSource::None | AmaxSource::Given | AmaxSource::Rows | AmaxSource::Blocks => None,
         }
+    }
+
+    const fn is_given(&self) -> bool {
+        matches!(self.amax, AmaxSource::Given)
     }
 
     const fn has_tensor_scale(&self) -> bool {
@@ -242,7 +250,7 @@ fn quantize_one<F: Float, N: Size, S: Numeric, NC: Size, D: Float, ND: Size>(
 ) {
     let units = comptime!(plan.access.tiling.units);
     let mut shared = SharedMemory::<u32>::new(comptime!((units * plan.access.width) as usize));
-    let level = start(partials, &arguments, outputs, &mut shared, plan);
+    let level = start(partials, regions, &arguments, outputs, &mut shared, plan);
     write_alpha(tensor_amax(&level, plan), alpha);
     report(partials, &arguments, watch, &mut shared, units);
     let mut tile = u32::cast_from(CUBE_POS);
@@ -308,8 +316,22 @@ fn quantize_two<
         plan_b.access.width
     });
     let mut shared = SharedMemory::<u32>::new(comptime!((units * width) as usize));
-    let level_a = start(partials, &arguments_a, outputs_a, &mut shared, plan_a);
-    let level_b = start(partials, &arguments_b, outputs_b, &mut shared, plan_b);
+    let level_a = start(
+        partials,
+        regions_a,
+        &arguments_a,
+        outputs_a,
+        &mut shared,
+        plan_a,
+    );
+    let level_b = start(
+        partials,
+        regions_b,
+        &arguments_b,
+        outputs_b,
+        &mut shared,
+        plan_b,
+    );
     write_alpha(tensor_amax(&level_a, plan_a), alpha);
     report(partials, &arguments_a, watch, &mut shared, units);
     let mut tile = u32::cast_from(CUBE_POS);
@@ -346,12 +368,16 @@ fn quantize_two<
 #[cube]
 fn start<S: Numeric, NC: Size, D: Float, ND: Size>(
     partials: &ComptimeOption<Array<u32>>,
+    regions: &ComptimeOption<Array<u32>>,
     arguments: &Arguments,
     outputs: &mut Outputs<S, NC, D, ND>,
     shared: &mut SharedMemory<u32>,
     #[comptime] plan: Plan,
 ) -> TensorLevel {
-    if comptime!(plan.slot().is_some()) {
+    if comptime!(plan.is_given()) {
+        let amax = f32::reinterpret(regions.as_ref().unwrap()[0]);
+        tensor_level(amax, arguments.q_max, comptime!(plan.access.arithmetic))
+    } else if comptime!(plan.slot().is_some()) {
         let slot = comptime!(plan.slot().unwrap_or(Slot::Plain));
         let partials = partials.as_ref().unwrap();
         let amax = f32::reinterpret(reduce_partials(

@@ -54,6 +54,7 @@ impl<'de> Visitor<'de> for NameOrRecipe {
 #[cfg(test)]
 mod tests {
     use super::super::presets::{HIGH_PRECISION, NVIDIA};
+    use super::super::renewal::ScaleRenewal;
     use super::*;
 
     #[derive(Debug, PartialEq, Serialize, Deserialize)]
@@ -107,6 +108,19 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn the_renewal_of_scales_is_read_and_written() {
+        let recipe = Recipe {
+            scale_renewal: ScaleRenewal::EverySteps(std::num::NonZeroU32::MIN),
+            ..NVIDIA
+        };
+        let text = toml::to_string(&Config { recipe }).unwrap();
+        assert!(text.contains("every_steps = 1"), "{text}");
+        assert_eq!(toml::from_str::<Config>(&text).unwrap(), Config { recipe });
+        let never = text.replace("every_steps = 1", "every_steps = 0");
+        assert!(error(&never).contains("nonzero"), "{}", error(&never));
     }
 
     #[test]

@@ -3,7 +3,10 @@
 //! A constant reads like the table of its source. [`PRESETS`] names them all: the command line, the
 //! configs and the documentation derive their lists from it.
 
+use std::num::NonZeroU32;
+
 use super::RecipeError;
+use super::renewal::ScaleRenewal;
 use super::spec::{
     BackwardReads, BlockError, BlockShape, E8m0Rule, ErrorArithmetic, Fp8Scaling, GemmSpec,
     OperandSpec, Recipe, Rounding, ScaleBound, ScaleRule, TokenMean, Transform,
@@ -85,6 +88,12 @@ pub const PRESETS: &[Preset] = &[
         source: "arXiv:2603.10444v2 (Averis)",
     },
     Preset {
+        name: "nvidia_renewed_16",
+        recipe: NVIDIA_RENEWED_16,
+        summary: "nvidia with tensor scales that are renewed every 16 steps",
+        source: "not published; the idea of TransformerEngine's DelayedScaling() for FP8",
+    },
+    Preset {
         name: "mxfp4",
         recipe: MXFP4,
         summary: "nvidia with blocks of 32 and power-of-two scales",
@@ -142,6 +151,7 @@ const DY: OperandSpec = X.with_rounding(Rounding::Stochastic);
 pub const HIGH_PRECISION: Recipe = Recipe {
     backward_reads: BackwardReads::Tensors,
     token_mean: TokenMean::Quantized,
+    scale_renewal: ScaleRenewal::EveryUse,
     fprop: GemmSpec::HIGH_PRECISION,
     dgrad: GemmSpec::HIGH_PRECISION,
     wgrad: GemmSpec::HIGH_PRECISION,
@@ -151,6 +161,7 @@ pub const HIGH_PRECISION: Recipe = Recipe {
 pub const NVIDIA: Recipe = Recipe {
     backward_reads: BackwardReads::Tensors,
     token_mean: TokenMean::Quantized,
+    scale_renewal: ScaleRenewal::EveryUse,
     fprop: GemmSpec { lhs: X, rhs: W },
     dgrad: GemmSpec { lhs: DY, rhs: W },
     wgrad: GemmSpec {
@@ -273,6 +284,7 @@ const EDEN: OperandSpec = OperandSpec::Nvfp4 {
 pub const QUARTET2: Recipe = Recipe {
     backward_reads: BackwardReads::FpropOperands,
     token_mean: TokenMean::Quantized,
+    scale_renewal: ScaleRenewal::EveryUse,
     fprop: FPROP_1D,
     dgrad: GemmSpec {
         lhs: EDEN,
@@ -289,6 +301,13 @@ pub const QUARTET2: Recipe = Recipe {
 pub const AVERIS: Recipe = Recipe {
     token_mean: TokenMean::Apart,
     ..NVIDIA_NO_RHT
+};
+
+/// [`NVIDIA`] under amaxes that are taken in every sixteenth step: in the others no operand is read
+/// for its amax before it is quantized.
+pub const NVIDIA_RENEWED_16: Recipe = Recipe {
+    scale_renewal: ScaleRenewal::EverySteps(NonZeroU32::new(16).unwrap()),
+    ..NVIDIA
 };
 
 /// MXFP4 along the contraction axis.

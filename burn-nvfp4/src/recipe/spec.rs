@@ -7,6 +7,7 @@
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::RecipeError;
+use super::renewal::ScaleRenewal;
 
 pub use crate::format::{BlockShape, Fp8Scaling};
 
@@ -22,6 +23,9 @@ pub struct Recipe {
     /// Whether the mean of `X` and of `dY` over tokens is quantized with the rest.
     #[serde(default, skip_serializing_if = "TokenMean::is_default")]
     pub token_mean: TokenMean,
+    /// How often the amaxes behind tensor scales are taken.
+    #[serde(default, skip_serializing_if = "ScaleRenewal::is_default")]
+    pub scale_renewal: ScaleRenewal,
     /// `Y = X W`: `lhs` is the activation, `rhs` the weight; both are blocked along `d_input`.
     pub fprop: GemmSpec,
     /// `dX = dY Wᵀ`: `lhs` is the output gradient, `rhs` the weight; blocked along `d_output`.
@@ -435,6 +439,7 @@ impl Recipe {
                 reason: "a mean that is kept apart needs dgrad and wgrad with quantized operands",
             });
         }
+        self.check_scale_renewal()?;
         self.check_backward_reads()
     }
 

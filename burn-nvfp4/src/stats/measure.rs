@@ -7,7 +7,8 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::cpu::{
-    Contraction, Element, MatrixView, dequantize, hadamard, quantize, random_hadamard,
+    Contraction, Element, MatrixView, dequantize, hadamard, quantize, quantize_with_amax,
+    random_hadamard,
 };
 use crate::error::QuantizeError;
 use crate::format::scale::Nvfp4Scaling;
@@ -134,7 +135,7 @@ fn is_largest(codes: &[u8], i: usize, bits: usize) -> bool {
 pub struct OperandStatistics {
     /// Elements, without padding.
     pub elements: u64,
-    /// Largest magnitude; the largest of the rows' if they have scales of their own, and 1 in a
+    /// Largest magnitude, or that of the step whose amax is kept; the largest of the rows' if they have scales of their own, and 1 in a
     /// format without a tensor scale.
     pub tensor_amax: f32,
     /// Signal to quantization noise in dB; absent without noise or without a signal.
@@ -164,6 +165,22 @@ impl OperandStatistics {
         key: RandomKey,
     ) -> Result<Self, QuantizeError> {
         let matrix = quantize(x, along, spec, key)?;
+        let source = transformed(&x, along, spec, &key);
+        Ok(Self::of(&source, &matrix, spec))
+    }
+
+    /// [`Self::measure`] under the amax of another step.
+    ///
+    /// # Errors
+    /// As [`quantize_with_amax`].
+    pub fn measure_with_amax<E: Element>(
+        x: MatrixView<'_, E>,
+        along: Contraction,
+        spec: &OperandSpec,
+        amax: f32,
+        key: RandomKey,
+    ) -> Result<Self, QuantizeError> {
+        let matrix = quantize_with_amax(x, along, spec, amax, key)?;
         let source = transformed(&x, along, spec, &key);
         Ok(Self::of(&source, &matrix, spec))
     }

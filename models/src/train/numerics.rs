@@ -1,10 +1,12 @@
 //! What the loop tells the backend about the run, and what it asks after a step.
 
+use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::num::NonZeroU64;
 
 use burn::tensor::backend::Backend;
 use burn_nvfp4::recipe::{Policy, Progress, RecipeError, presets};
+use burn_nvfp4::renewal::{kept_amaxes, set_kept_amaxes};
 use burn_nvfp4::stats::OperandSample;
 
 use super::layers::OperandFigure;
@@ -14,6 +16,21 @@ pub trait Numerics: Debug + Send + Sync {
     /// Called before each step: `step` of `total`, counted from 0. Random bits and a policy that
     /// changes over the run depend on nothing else.
     fn begin_step(&self, step: u64, total: u64);
+
+    /// Called before each micro-batch of a step, counted from 0.
+    fn begin_micro_batch(&self, _micro_batch: u64) {}
+
+    /// Numbers that the arithmetic carries from step to step, by name: what a checkpoint keeps, so
+    /// that a resumed run goes on to the same bits.
+    fn carried(&self) -> BTreeMap<String, f32> {
+        BTreeMap::new()
+    }
+
+    /// Puts in the place of those numbers what a checkpoint has of them; answers with the names
+    /// that it does not know.
+    fn take_up(&self, numbers: BTreeMap<String, f32>) -> Vec<String> {
+        numbers.into_keys().collect()
+    }
 
     /// The first operand since the last call that held NaN or infinity when it was quantized:
     /// layer and operand.
@@ -64,6 +81,7 @@ impl<B: Backend> Quantized<B> {
         burn_nvfp4::set_watch::<B>(&device, true);
         burn_nvfp4::take_non_finite::<B>(&device);
         burn_nvfp4::stats::set_sampling::<B>(&device, None);
+        set_kept_amaxes::<B>(&device, BTreeMap::new());
         Ok(Self {
             device,
             statistics_every: None,
@@ -84,6 +102,19 @@ impl<B: Backend> Quantized<B> {
 impl<B: Backend> Numerics for Quantized<B> {
     fn begin_step(&self, step: u64, total: u64) {
         burn_nvfp4::set_progress::<B>(&self.device, Progress { step, total });
+    }
+
+    fn begin_micro_batch(&self, micro_batch: u64) {
+        burn_nvfp4::set_micro_batch::<B>(&self.device, micro_batch);
+    }
+
+    fn carried(&self) -> BTreeMap<String, f32> {
+        kept_amaxes::<B>(&self.device)
+    }
+
+    fn take_up(&self, numbers: BTreeMap<String, f32>) -> Vec<String> {
+        set_kept_amaxes::<B>(&self.device, numbers);
+        Vec::new()
     }
 
     fn take_non_finite(&self) -> Option<String> {

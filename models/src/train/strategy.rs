@@ -433,7 +433,8 @@ impl<B: TrainingEngine, M: Trainable<B>> Loop<'_, B, M> {
     ) -> (GradientsParams, Tensor<B::InnerBackend, 1>) {
         let mut summed = GradientsAccumulator::new();
         let mut total: Option<Tensor<B::InnerBackend, 1>> = None;
-        for batch in micro_batches {
+        for (index, batch) in micro_batches.iter().enumerate() {
+            self.strategy.numerics.begin_micro_batch(index as u64);
             let output = self.learner.train_step(batch.clone());
             summed.accumulate(&self.learner.model(), output.grads);
             let loss = output.item.loss;

@@ -1,9 +1,11 @@
 //! A resumed run continues to the same bits.
 
+use std::num::NonZeroU32;
+
 use burn::backend::{Autodiff, NdArray};
 use burn_hybrid_ops::TrainingEngine;
 use burn_nvfp4::Nvfp4;
-use burn_nvfp4::recipe::{Policy, presets};
+use burn_nvfp4::recipe::{Policy, Recipe, ScaleRenewal, presets};
 use burn_nvfp4_models::train::log::{self, LogLine};
 use burn_nvfp4_models::train::numerics::{Quantized, Unquantized};
 
@@ -119,6 +121,25 @@ fn a_resumed_run_in_nvfp4_with_stochastic_rounding_equals_an_uninterrupted_one()
         burn_nvfp4::set_seed::<B>(&Default::default(), 99);
         Box::new(Quantized::<B>::new(Default::default(), policy, 7).unwrap())
     });
+}
+
+#[test]
+fn a_run_resumes_between_two_renewals_of_its_tensor_scales() {
+    type B = Nvfp4<Autodiff<NdArray>>;
+    let numerics = || -> Box<dyn Numerics> {
+        let recipe = Recipe {
+            scale_renewal: ScaleRenewal::EverySteps(NonZeroU32::new(4).unwrap()),
+            ..presets::NVIDIA
+        };
+        let policy = Policy::paper(recipe).with_blocks(tiny().n_blocks());
+        Box::new(Quantized::<B>::new(Default::default(), policy.unwrap(), 7).unwrap())
+    };
+    let last = check_watched_resume::<B>(numerics, None);
+    let kept = last
+        .carried
+        .keys()
+        .filter(|name| name.ends_with(".dgrad.lhs"));
+    assert!(kept.count() > 0, "{:?}", last.carried.keys());
 }
 
 #[test]

@@ -32,6 +32,7 @@ const LAYERS: [(&str, &[(&str, u8)]); 3] = [
             ("scope", 2),
             ("stats", 2),
             ("runtime", 2),
+            ("renewal", 2),
             ("engine", 3),
             ("decorator", 4),
             ("oscillation", 4),

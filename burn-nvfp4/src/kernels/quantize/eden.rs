@@ -213,7 +213,8 @@ fn quantize_eden<F: Float, N: Size, S: Numeric, NC: Size, D: Float, ND: Size>(
 ) {
     let mut exchange = SharedMemory::<f32>::new(comptime!(UNITS as usize * APART));
     let mut shared = SharedMemory::<u32>::new(comptime!(UNITS as usize));
-    let level = start(partials, &arguments, outputs, &mut shared, plan);
+    // No amax is given to this kernel, so that nothing is read in its place.
+    let level = start(partials, partials, &arguments, outputs, &mut shared, plan);
     write_alpha(level.amax, alpha);
     report(partials, &arguments, watch, &mut shared, UNITS);
     let own = member(plan.access);

@@ -120,17 +120,45 @@ pub fn quantize_for<R: CubeRuntime>(
     watch: Option<&Watch<R>>,
     other: Option<&OperandScale<R>>,
 ) -> Vec<Quantized<R>> {
+    let own = vec![None; jobs.len()];
+    quantize_under(x, jobs, &own, watch, other)
+}
+
+/// [`quantize_for`], where a job may be under an amax that is there already, f32 `[1]`, instead of
+/// that of the tensor: what lies beyond it is cut off. It takes no launch.
+///
+/// # Panics
+/// As [`quantize`], and if such a job has no scale for the tensor, or EDEN scales.
+pub fn quantize_under<R: CubeRuntime>(
+    x: &CubeTensor<R>,
+    jobs: &[Job],
+    amaxes: &[Option<CubeTensor<R>>],
+    watch: Option<&Watch<R>>,
+    other: Option<&OperandScale<R>>,
+) -> Vec<Quantized<R>> {
     let source = Source::new(x);
-    match jobs {
-        [job] => vec![Task::new(&source, job).run_alone(&source, watch, other)],
-        [a, b] => {
-            let (a, b) = (Task::new(&source, a), Task::new(&source, b));
+    let task = |job: &Job, amax: Option<&CubeTensor<R>>| {
+        let task = Task::new(&source, job);
+        if amax.is_some() {
+            task.under_a_given_amax()
+        } else {
+            task
+        }
+    };
+    match (jobs, amaxes) {
+        ([job], [amax]) => {
+            let amax = amax.as_ref();
+            vec![task(job, amax).run_alone(&source, amax, watch, other)]
+        }
+        ([a, b], [amax_a, amax_b]) => {
+            let (amax_a, amax_b) = (amax_a.as_ref(), amax_b.as_ref());
+            let (a, b) = (task(a, amax_a), task(b, amax_b));
             if a.goes_with(&b) {
-                run_both(&source, &a, &b, watch, other)
+                run_both(&source, [(&a, amax_a), (&b, amax_b)], watch, other)
             } else {
                 vec![
-                    a.run_alone(&source, watch, other),
-                    b.run_alone(&source, None, None),
+                    a.run_alone(&source, amax_a, watch, other),
+                    b.run_alone(&source, amax_b, None, None),
                 ]
             }
         }
@@ -256,6 +284,18 @@ impl Task {
         }
     }
 
+    /// The same job under an amax that is handed in.
+    fn under_a_given_amax(self) -> Self {
+        assert!(
+            self.job.spec.has_renewable_scale(),
+            "only an operand with one scale for the tensor can be given its amax"
+        );
+        Self {
+            amax: AmaxSource::Given,
+            ..self
+        }
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.rows * self.k == 0
     }
@@ -280,6 +320,7 @@ impl Task {
             AmaxSource::Partials(Slot::Rows) => wanted.rows = self.signs,
             AmaxSource::Partials(Slot::Watch)
             | AmaxSource::None
+            | AmaxSource::Given
             | AmaxSource::Rows
             | AmaxSource::Blocks => {}
         }
@@ -291,10 +332,15 @@ impl Task {
         [block.rows, block.k.max(GROUP as usize)]
     }
 
-    /// Row or block amaxes, by a launch of their own.
-    fn regions<R: CubeRuntime>(&self, source: &Source<R>) -> Option<CubeTensor<R>> {
+    /// Row or block amaxes, by a launch of their own; or the one that is given.
+    fn regions<R: CubeRuntime>(
+        &self,
+        source: &Source<R>,
+        given: Option<&CubeTensor<R>>,
+    ) -> Option<CubeTensor<R>> {
         let [rows, k] = match self.amax {
             AmaxSource::None | AmaxSource::Partials(_) => return None,
+            AmaxSource::Given => return given.cloned(),
             AmaxSource::Rows => [1, self.k],
             AmaxSource::Blocks => self.block(),
         };
@@ -381,11 +427,12 @@ impl Task {
     fn run_alone<R: CubeRuntime>(
         &self,
         source: &Source<R>,
+        given: Option<&CubeTensor<R>>,
         watch: Option<&Watch<R>>,
         other: Option<&OperandScale<R>>,
     ) -> Quantized<R> {
         if self.is_empty() {
-            return Memory::new(source, self).into_quantized(self, source, None);
+            return Memory::new(source, self).into_quantized(self, source, given.cloned());
         }
         if self.scales == Scales::Eden {
             return eden::run(self, source, watch, other);
@@ -395,7 +442,7 @@ impl Task {
         let tiling = source.tiling(self.tile_shape());
         let plan = self.plan(source, tiling);
         let partials = launch_partials(source, wanted, plan.access.arithmetic);
-        let regions = self.regions(source);
+        let regions = self.regions(source, given);
         let memory = Memory::new(source, self);
         let alpha = other.and_then(|other| self.pending_alpha(source, other));
         let (width, input) = source.argument(self.along);
@@ -468,11 +515,10 @@ fn watched<R: CubeRuntime>(watch: Option<&Watch<R>>) -> Wanted {
     }
 }
 
-/// Both jobs in the same launches.
+/// Both jobs in the same launches, each with the amax that it is given, if it is.
 fn run_both<R: CubeRuntime>(
     source: &Source<R>,
-    a: &Task,
-    b: &Task,
+    [(a, given_a), (b, given_b)]: [(&Task, Option<&CubeTensor<R>>); 2],
     watch: Option<&Watch<R>>,
     other: Option<&OperandScale<R>>,
 ) -> Vec<Quantized<R>> {
@@ -482,7 +528,7 @@ fn run_both<R: CubeRuntime>(
     let tiling = source.tiling(a.tile_shape().max(b.tile_shape()));
     let (plan_a, plan_b) = (a.plan(source, tiling), b.plan(source, tiling));
     let partials = launch_partials(source, wanted, plan_a.access.arithmetic);
-    let (regions_a, regions_b) = (a.regions(source), b.regions(source));
+    let (regions_a, regions_b) = (a.regions(source, given_a), b.regions(source, given_b));
     let (memory_a, memory_b) = (Memory::new(source, a), Memory::new(source, b));
     let alpha = other.and_then(|other| a.pending_alpha(source, other));
     let (width_a, input_a) = source.argument(a.along);

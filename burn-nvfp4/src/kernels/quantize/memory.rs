@@ -44,7 +44,7 @@ impl<R: CubeRuntime> Memory<R> {
         let has_own_amax = match task.amax {
             AmaxSource::Partials(_) => packed || task.has_tensor_scale(),
             AmaxSource::None | AmaxSource::Blocks => packed,
-            AmaxSource::Rows => false,
+            AmaxSource::Rows | AmaxSource::Given => false,
         };
         Self {
             codes: packed.then(|| make(vec![task.rows, task.padded_k / per_word], DType::U32)),
@@ -112,10 +112,14 @@ impl<R: CubeRuntime> Memory<R> {
                 let shape = Shape::new([task.rows]);
                 Some(empty(&source.tensor, shape, DType::F32))
             }),
+            AmaxSource::Given => regions,
             AmaxSource::None | AmaxSource::Partials(_) | AmaxSource::Blocks => self.amax,
         };
         let amax = match amax {
-            Some(_) if task.is_empty() && task.amax != AmaxSource::Rows => {
+            Some(_)
+                if task.is_empty()
+                    && !matches!(task.amax, AmaxSource::Rows | AmaxSource::Given) =>
+            {
                 // No kernel ran. The amax of nothing is 0, that of a format without one is 1.
                 let value: f32 = if task.has_tensor_scale() { 0.0 } else { 1.0 };
                 let handle = source.tensor.client.create_from_slice(&value.to_ne_bytes());

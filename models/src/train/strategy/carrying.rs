@@ -1,12 +1,16 @@
 //! What the arithmetic carries from step to step: taken up when a run begins or goes back, followed
 //! after an update, and handed to checkpoints.
 
+use burn::tensor::TensorData;
 use burn_hybrid_ops::TrainingEngine;
 
 use super::{Loop, Trainable};
 use crate::checkpoint::run::{NamedTensors, RunError};
 use crate::train::log::LogLine;
 use crate::train::oscillation::{TraceSnapshot, Traces};
+
+/// Beginning of the names of what the backend carries.
+const NUMBERS: &str = "numerics.";
 
 impl<B: TrainingEngine, M: Trainable<B>> Loop<'_, B, M> {
     /// Takes up what the checkpoint of this position carries.
@@ -19,11 +23,21 @@ impl<B: TrainingEngine, M: Trainable<B>> Loop<'_, B, M> {
                 Err(found) => problems = found,
             }
         }
-        problems.extend(
-            carried
-                .keys()
-                .map(|name| format!("{name}: nothing here carries it")),
-        );
+        let number = |(name, data): (String, TensorData)| {
+            let value = data.as_slice::<f32>().ok()?.first().copied()?;
+            Some((name.strip_prefix(NUMBERS)?.to_owned(), value))
+        };
+        let unknown = |name: &String| !name.starts_with(NUMBERS);
+        let unknown: Vec<_> = carried
+            .keys()
+            .filter(|name| unknown(name))
+            .cloned()
+            .collect();
+        let numbers = carried.into_iter().filter_map(number).collect();
+        let unknown = unknown
+            .into_iter()
+            .chain(self.strategy.numerics.take_up(numbers));
+        problems.extend(unknown.map(|name| format!("{name}: nothing here carries it")));
         if problems.is_empty() {
             return Ok(());
         }
@@ -51,6 +65,12 @@ impl<B: TrainingEngine, M: Trainable<B>> Loop<'_, B, M> {
     /// What a checkpoint of this position carries; reads tensors when it is called.
     pub(super) fn carried(&self) -> impl FnOnce() -> NamedTensors + Send + 'static {
         let traces = self.traces.as_ref().map(Traces::snapshot);
-        move || traces.map_or_else(NamedTensors::new, TraceSnapshot::into_tensors)
+        let numbers = self.strategy.numerics.carried();
+        move || {
+            let mut carried = traces.map_or_else(NamedTensors::new, TraceSnapshot::into_tensors);
+            let named = |(name, value)| (format!("{NUMBERS}{name}"), TensorData::from([value]));
+            carried.extend(numbers.into_iter().map(named));
+            carried
+        }
     }
 }

@@ -10,7 +10,7 @@ use burn_nvfp4::cpu::Contraction;
 use burn_nvfp4::kernels::alpha::alpha;
 use burn_nvfp4::kernels::dequantize::{decode, dequantize};
 use burn_nvfp4::kernels::gemm::scaled_mma::{self, Mma};
-use burn_nvfp4::kernels::quantize::{Job, Packing, quantize};
+use burn_nvfp4::kernels::quantize::{Job, Packing, quantize, quantize_under};
 use burn_nvfp4::kernels::{CubeTensor, PackedTensor};
 use burn_nvfp4::recipe::{BlockShape, OperandSpec, ScaleRule, presets};
 use burn_nvfp4::rng::{RandomKey, Stream};
@@ -52,6 +52,20 @@ fn quantize_by(spec: OperandSpec, device: &RecordingDevice) {
             dequantize(&packed);
         }
     }
+    // Nor does an amax that is given: one format stands for all, alone and beside another job.
+    if spec == ROW16 {
+        let amax = Some(tensor([1, 1], DType::F32, device));
+        let given = job(spec, Contraction::Columns);
+        let own = job(spec.with_hadamard(), Contraction::Rows);
+        quantize_under(
+            &aligned[1],
+            &[given],
+            std::slice::from_ref(&amax),
+            None,
+            None,
+        );
+        quantize_under(&aligned[1], &[given, own], &[amax, None], None, None);
+    }
 }
 
 /// Multiplies packed operands on block-scaled MMAs, on the architecture that has them: in each
@@ -92,7 +106,13 @@ fn pack(
     spec: OperandSpec,
     along: Contraction,
 ) -> PackedTensor<RecordingRuntime> {
-    let job = Job {
+    let mut quantized = quantize(x, &[job(spec, along)], None);
+    let packed = quantized.pop().and_then(|quantized| quantized.packed);
+    packed.expect("one job that asks for codes gives codes")
+}
+
+fn job(spec: OperandSpec, along: Contraction) -> Job {
+    Job {
         spec,
         along,
         key: RandomKey {
@@ -102,10 +122,7 @@ fn pack(
         },
         packing: Packing::AskedAxis,
         decoded: Some(DType::BF16),
-    };
-    let mut quantized = quantize(x, &[job], None);
-    let packed = quantized.pop().and_then(|quantized| quantized.packed);
-    packed.expect("one job that asks for codes gives codes")
+    }
 }
 
 fn tensor(

@@ -5,6 +5,7 @@
 //! forward, on the caller's thread ([`plan`]); everything below gets a [`LinearPlan`] by value.
 
 use std::any::TypeId;
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::num::NonZeroU64;
 use std::sync::{Arc, LazyLock, Mutex, RwLock};
@@ -45,6 +46,17 @@ impl LinearPlan {
             step: self.step,
             stream,
         }
+    }
+
+    /// The plan of a forward: where no backward follows, as in validation, no amax is kept.
+    pub(crate) fn of_forward(&self, backward_follows: bool) -> Cow<'_, Self> {
+        if backward_follows || !self.keeps_amaxes {
+            return Cow::Borrowed(self);
+        }
+        Cow::Owned(Self {
+            keeps_amaxes: false,
+            ..self.clone()
+        })
     }
 
     /// How messages name the layer.

@@ -7,9 +7,10 @@ use burn::backend::{Autodiff, NdArray};
 use burn::module::Param;
 use burn::nn::Linear;
 use burn::prelude::*;
-use burn::tensor::DType;
 use burn::tensor::backend::AutodiffBackend;
-use burn_nvfp4::recipe::{Policy, Preset, Progress, Recipe, ScaleRenewal, presets};
+use burn::tensor::{DType, TensorPrimitive};
+use burn_nvfp4::oscillation::quantized_weight;
+use burn_nvfp4::recipe::{OperandSpec, Policy, Preset, Progress, Recipe, ScaleRenewal, presets};
 use burn_nvfp4::renewal::{kept_amaxes, set_kept_amaxes};
 use burn_nvfp4::stats::{GemmSample, Samples, set_sampling, take_samples};
 use burn_nvfp4::{
@@ -201,6 +202,28 @@ fn fusion_and_order_of_decorators_change_no_bits() {
                 assert!(same, "dw: {what} under {}", preset.name);
             }
         }
+    }
+}
+
+/// What the trace of a weight looks at, without a copy to the host.
+#[test]
+fn a_weight_is_multiplied_as_the_same_values_on_every_backend() {
+    let Some(_turn) = exclusive() else { return };
+    fn values_of<B: Nvfp4Engine>(spec: OperandSpec) -> Vec<f32> {
+        let weight = tensor::<B, 2>([64, 48], 5).into_primitive().tensor();
+        let values = TensorPrimitive::Float(quantized_weight::<B>(weight, spec));
+        host(Tensor::<B, 2>::from_primitive(values))
+    }
+    for recipe in [
+        presets::NVIDIA,
+        presets::NVIDIA_1D_WEIGHTS,
+        presets::FOUR_OVER_SIX,
+        presets::MXFP4,
+    ] {
+        let spec = recipe.fprop.rhs;
+        let expected = values_of::<NdArray>(spec);
+        assert!(values_of::<Plain>(spec) == expected, "{spec}");
+        assert!(values_of::<Fused>(spec) == expected, "fused, {spec}");
     }
 }
 

@@ -81,17 +81,7 @@ pub(crate) fn fprop<B: Nvfp4Engine>(
     plan: &LinearPlan,
     wanted: Wanted,
 ) -> (FloatTensor<B>, Kept<B>) {
-    let without_backward;
-    let plan = if plan.keeps_amaxes && wanted == Wanted::Nothing {
-        // Validation renews no scale of training.
-        without_backward = LinearPlan {
-            keeps_amaxes: false,
-            ..plan.clone()
-        };
-        &without_backward
-    } else {
-        plan
-    };
+    let plan = &*plan.of_forward(wanted != Wanted::Nothing);
     let recipe = &plan.recipe;
     let mut shape = x.shape();
     let rank = shape.num_dims();

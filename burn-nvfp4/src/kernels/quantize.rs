@@ -36,14 +36,14 @@ use crate::recipe::E8m0Rule;
 mod block_scale;
 mod elements;
 mod memory;
+mod job;
 mod launch;
 mod eden;
 
 use block_scale::{choose, nvfp4_scale, scale_of_block, share_amaxes};
 use elements::{finish, store_decoded};
-pub use launch::{
-    Job, Packing, Quantized, Watch, packs_either_axis, quantize, quantize_for, quantize_under,
-};
+pub use job::{Job, Packing, Quantized, Watch, packs_either_axis};
+pub use launch::{quantize, quantize_for, quantize_under};
 
 /// Which codes, by which rounding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

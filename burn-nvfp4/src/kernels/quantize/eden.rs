@@ -14,7 +14,8 @@ use cubecl::prelude::*;
 
 use super::block_scale::BlockScale;
 use super::elements::{finish, store_decoded};
-use super::launch::{Quantized, Task, Watch, watch_argument};
+use super::job::{Quantized, Watch};
+use super::launch::{Task, watch_argument};
 use super::memory::Memory;
 use super::{Arguments, Outputs, Plan, WatchOutput, report, start};
 use crate::cpu::Contraction;

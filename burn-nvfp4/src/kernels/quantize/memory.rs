@@ -5,7 +5,8 @@ use burn_cubecl::CubeRuntime;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
-use super::launch::{Quantized, Task};
+use super::job::Quantized;
+use super::launch::Task;
 use super::{AmaxSource, Codes, OutputsLaunch, Scales};
 use crate::cpu::Contraction;
 use crate::format::Reading;

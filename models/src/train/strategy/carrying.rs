@@ -27,16 +27,12 @@ impl<B: TrainingEngine, M: Trainable<B>> Loop<'_, B, M> {
             let value = data.as_slice::<f32>().ok()?.first().copied()?;
             Some((name.strip_prefix(NUMBERS)?.to_owned(), value))
         };
-        let unknown = |name: &String| !name.starts_with(NUMBERS);
-        let unknown: Vec<_> = carried
-            .keys()
-            .filter(|name| unknown(name))
-            .cloned()
-            .collect();
-        let numbers = carried.into_iter().filter_map(number).collect();
-        let unknown = unknown
+        let (numbers, unknown): (NamedTensors, NamedTensors) = carried
             .into_iter()
-            .chain(self.strategy.numerics.take_up(numbers));
+            .partition(|(name, _)| name.starts_with(NUMBERS));
+        let numbers = numbers.into_iter().filter_map(number).collect();
+        let refused = self.strategy.numerics.take_up(numbers).into_iter();
+        let unknown = unknown.into_keys().chain(refused);
         problems.extend(unknown.map(|name| format!("{name}: nothing here carries it")));
         if problems.is_empty() {
             return Ok(());

@@ -116,6 +116,7 @@ pub fn quantized_weight<B: Nvfp4Engine>(
         key: RandomKey {
             seed: 0,
             step: 0,
+            micro_batch: 0,
             stream: Stream::Other(0),
         },
         lifetime: Lifetime::OneGemm,

@@ -28,6 +28,8 @@ pub struct LinearPlan {
     pub seed: u64,
     /// Optimizer step of the run.
     pub step: u64,
+    /// Micro-batch of the step, see [`micro_batch`](crate::micro_batch).
+    pub micro_batch: u32,
     /// The weight in packed form, where it is not to be quantized from the tensor.
     pub weight: Option<Arc<PackedWeight>>,
     /// Whether operands and GEMMs are sampled.
@@ -40,6 +42,7 @@ impl LinearPlan {
         RandomKey {
             seed: self.seed,
             step: self.step,
+            micro_batch: self.micro_batch,
             stream,
         }
     }
@@ -154,6 +157,7 @@ pub fn set_packed_weights<B: Backend>(device: &B::Device, weights: PackedWeights
 
 /// Resolves what a linear called here and now does.
 pub(crate) fn plan<B: Backend>(device: &B::Device) -> LinearPlan {
+    let micro_batch = scope::current_micro_batch();
     scope::with_current(|layer, precision| {
         read::<B, _>(device, |settings| {
             let recipe =
@@ -165,6 +169,7 @@ pub(crate) fn plan<B: Backend>(device: &B::Device) -> LinearPlan {
                 layer: layer.map(Arc::from),
                 seed: settings.seed,
                 step,
+                micro_batch,
                 weight: weight.and_then(|layer| settings.packed.get(layer)),
                 sampled: settings.sampling.is_some_and(|every| step % every == 0),
             }

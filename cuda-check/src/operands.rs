@@ -98,6 +98,7 @@ fn pack(
         key: RandomKey {
             seed: 1,
             step: 2,
+            micro_batch: 0,
             stream: Stream::Wgrad,
         },
         packing: Packing::AskedAxis,

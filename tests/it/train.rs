@@ -10,6 +10,7 @@ mod layers;
 mod mixed;
 mod non_finite;
 mod overfit;
+mod ranks;
 mod resume;
 
 use std::num::NonZeroUsize;
@@ -33,6 +34,7 @@ use burn_nvfp4_models::train::optim::OptimizerConfig;
 use burn_nvfp4_models::train::plan::{Outcome, Snapshot, StepPlan};
 use burn_nvfp4_models::train::schedule::{DecayShape, Schedule};
 use burn_nvfp4_models::train::strategy::StepStrategy;
+use burn_nvfp4_models::train::strategy::ranks::Rank;
 use serde_json::json;
 
 /// One block of each kind, 20 thousand parameters.
@@ -106,16 +108,44 @@ impl Run<'_> {
         resume: Option<RunCheckpoint>,
         stop: &Interrupter,
     ) -> Result<Outcome, TrainError> {
+        let rank = Rank::<B>::alone(B::Device::default(), numerics);
+        self.go_on(vec![rank], resume, stop)
+            .map(|(outcome, _models)| outcome)
+    }
+
+    /// The run on some ranks, and what each of them has trained.
+    fn go_on<B: TrainingEngine>(
+        &self,
+        ranks: Vec<Rank<B>>,
+        resume: Option<RunCheckpoint>,
+        stop: &Interrupter,
+    ) -> Result<(Outcome, Vec<HybridLm<B::InnerBackend>>), TrainError> {
         let device = B::Device::default();
         let seed = 7;
-        let model: HybridLm<B> = tiny().init(&device, seed);
-        let mut trainee = Trainee::new(model, &OPTIMIZER);
+        let count = ranks.len();
+        let trainee = |device: &B::Device| {
+            let model: HybridLm<B> = tiny().init(device, seed);
+            let trainee = Trainee::new(model, &OPTIMIZER);
+            match resume.clone() {
+                None => trainee,
+                Some(checkpoint) => trainee
+                    .restore(checkpoint, &self.directory, device)
+                    .unwrap(),
+            }
+        };
+        let ranks: Vec<_> = ranks
+            .into_iter()
+            .map(|rank| {
+                let trainee = trainee(&rank.device);
+                (rank, trainee)
+            })
+            .collect();
         let path = self.directory.log();
         let position = resume
             .as_ref()
             .map_or_else(Position::default, |it| it.state.position.clone());
         let first_step = position.data_step;
-        let log = match resume {
+        let log = match &resume {
             None => {
                 RunDirectory::create(self.directory.path()).unwrap();
                 let null = json!(null);
@@ -127,17 +157,20 @@ impl Run<'_> {
                         model,
                         parameters: 0,
                         data,
+                        ranks: count,
                     },
                 )
             }
-            Some(checkpoint) => {
-                trainee = trainee
-                    .restore(checkpoint, &self.directory, &device)
-                    .unwrap();
+            Some(_) => {
                 self.directory.recover(position.step).unwrap();
                 let damaged = Vec::new();
                 let (step, bytes) = (position.step, position.log_bytes);
-                RunLog::resume(&path, bytes, &LogLine::Resume { step, damaged })
+                let line = LogLine::Resume {
+                    step,
+                    damaged,
+                    ranks: count,
+                };
+                RunLog::resume(&path, bytes, &line)
             }
         };
         let plan = StepPlan {
@@ -180,18 +213,12 @@ impl Run<'_> {
             valid: ValidationBatches::new(self.tokens.clone(), self.shape, windows, device)
                 .unwrap(),
         };
-        let strategy = StepStrategy::new(
-            plan,
-            self.directory.clone(),
-            log.unwrap(),
-            numerics,
-            Box::new(|_| {}),
-        );
+        let strategy =
+            StepStrategy::new(plan, self.directory.clone(), log.unwrap(), Box::new(|_| {}));
         let display = Display::Plain {
             sink: Box::new(std::io::sink()),
             every: 1,
         };
-        fit(trainee, batches, schedule, &strategy, display, stop.clone())
-            .map(|(outcome, _model)| outcome)
+        fit(ranks, batches, schedule, &strategy, display, stop.clone())
     }
 }

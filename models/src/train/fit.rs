@@ -1,8 +1,10 @@
 //! Puts a run together: burn-train's `SupervisedTraining` and `Learner` around our loop.
 
 use std::io::Write;
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 
+use burn::module::AutodiffModule;
 use burn::train::logger::InMemoryMetricLogger;
 use burn::train::{Interrupter, Learner, SupervisedTraining, TrainingStrategy};
 use burn_hybrid_ops::TrainingEngine;
@@ -18,6 +20,7 @@ use super::params::write_parameters;
 use super::plan::Outcome;
 use super::renderer::PlainRenderer;
 use super::schedule::{Schedule, WarmupStableDecay};
+use super::strategy::ranks::{Rank, Team, Worker};
 use super::strategy::{Components, StepStrategy, Trainable};
 
 /// Where progress is shown.
@@ -91,39 +94,61 @@ impl<B: TrainingEngine, M: Trainable<B>> Trainee<B, M> {
 /// What a run reads.
 #[derive(Debug)]
 pub struct Batches<B: TrainingEngine> {
-    /// Training, from the step on at which the run begins.
+    /// Training: whole steps, from that on at which the run begins. Ranks share them.
     pub train: TrainBatches<B>,
-    /// Validation.
+    /// Validation, on the device of the first rank.
     pub valid: ValidationBatches<B::InnerBackend>,
 }
 
-/// Trains until the last step or until `interrupter` stops the run.
+/// Trains until the last step or until `interrupter` stops the run, with one rank or several, each
+/// with the same trainee on its device.
 ///
-/// Returns how it ended and the model without autodiff.
+/// Returns how it ended and the models of all ranks without autodiff, which are equal.
 ///
 /// # Errors
-/// Whatever stopped the run: NaN too many times in a row, losses that stay up.
+/// [`TrainError::Uneven`] if the ranks cannot share a step evenly, and whatever stopped the run:
+/// NaN too many times in a row, losses that stay up.
 pub fn fit<B: TrainingEngine, M: Trainable<B>>(
-    trainee: Trainee<B, M>,
+    ranks: Vec<(Rank<B>, Trainee<B, M>)>,
     batches: Batches<B>,
     schedule: Schedule,
     strategy: &Arc<StepStrategy>,
     display: Display,
     interrupter: Interrupter,
-) -> Result<(Outcome, M::Inference), TrainError> {
+) -> Result<(Outcome, Vec<M::Inference>), TrainError> {
     let plan = strategy.plan();
-    let scheduler = WarmupStableDecay::after(schedule, plan.position.step);
-    let learner = Learner::new(trainee.model, trainee.optimizer, scheduler);
+    let count = NonZeroUsize::new(ranks.len()).expect("a run has a rank");
+    let worker = |(rank, trainee): (Rank<B>, Trainee<B, M>)| {
+        let share = batches
+            .train
+            .share(rank.exchange.rank(), count, rank.device.clone())?;
+        let scheduler = WarmupStableDecay::after(schedule, plan.position.step);
+        Ok(Worker {
+            rank,
+            learner: Learner::new(trainee.model, trainee.optimizer, scheduler),
+            batches: share,
+        })
+    };
+    let mut workers = ranks
+        .into_iter()
+        .map(worker)
+        .collect::<Result<Vec<_>, TrainError>>()?;
+    let Worker {
+        rank,
+        learner,
+        batches: share,
+    } = workers.remove(0);
+    let team = Team::new(strategy.clone(), (rank, share), workers);
     let mut training = SupervisedTraining::<Components<B, M>>::new(
         strategy.directory().path(),
-        Arc::new(batches.train),
+        Arc::new(batches.train.clone()),
         Arc::new(batches.valid),
     )
     .with_interrupter(interrupter)
     // Ours is log.jsonl; burn's would be a file per metric and epoch.
     .with_metric_logger(InMemoryMetricLogger::default())
     .with_application_logger(None)
-    .with_training_strategy(TrainingStrategy::Custom(strategy.clone()));
+    .with_training_strategy(TrainingStrategy::Custom(team.clone()));
     let hidden = match plan.peak_flops {
         Some(_) => None,
         None => Some(Figure::FlopUtilisation),
@@ -141,11 +166,13 @@ pub fn fit<B: TrainingEngine, M: Trainable<B>>(
         training = training.renderer(PlainRenderer::new(sink, every));
     }
     let result = training.launch(learner);
-    let model = result.model;
+    let others = team.take_models();
+    let others = others.iter().map(AutodiffModule::valid);
+    let models = std::iter::once(result.model).chain(others).collect();
     // Dropping the renderer gives the terminal back before anything else is written.
     drop(result.renderer);
     let outcome = strategy
         .take_outcome()
         .expect("launch runs the strategy to its end")?;
-    Ok((outcome, model))
+    Ok((outcome, models))
 }

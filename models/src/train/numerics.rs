@@ -25,6 +25,11 @@ pub trait Numerics: Debug + Send + Sync {
         Vec::new()
     }
 
+    /// Calls `pass`, forward and backward of a micro-batch of the step, counted over all ranks.
+    fn in_micro_batch(&self, _index: u32, pass: &mut dyn FnMut()) {
+        pass();
+    }
+
     /// Calls `forward` with every linear in high precision.
     fn in_high_precision(&self, forward: &mut dyn FnMut());
 }
@@ -107,6 +112,10 @@ impl<B: Backend> Numerics for Quantized<B> {
             saturation: sample.statistics.saturation,
         };
         samples.operands.into_iter().map(figure).collect()
+    }
+
+    fn in_micro_batch(&self, index: u32, pass: &mut dyn FnMut()) {
+        burn_nvfp4::micro_batch(index, pass);
     }
 
     fn in_high_precision(&self, forward: &mut dyn FnMut()) {

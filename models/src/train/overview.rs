@@ -145,6 +145,7 @@ mod tests {
             model: json!(null),
             parameters: 1,
             data: json!(null),
+            ranks: 1,
         }
     }
 

@@ -54,6 +54,34 @@ pub(super) fn check(index: usize) -> Result<(), String> {
     memory(index)
 }
 
+/// Checks that devices, which were checked one by one, can train together.
+///
+/// # Errors
+/// One line: what is missing, and what would be right.
+#[cfg(feature = "distributed")]
+pub(super) fn check_together(indices: &[usize]) -> Result<(), String> {
+    // SAFETY: looks whether the library can be loaded and calls nothing in it.
+    if !unsafe { cudarc::nccl::sys::is_culib_present() } {
+        return Err(
+            "--devices: NCCL is missing (libnccl.so cannot be loaded); install libnccl-dev, or link \
+             that name to libnccl.so.2 of the package nvidia-nccl in a folder of LD_LIBRARY_PATH"
+                .to_owned(),
+        );
+    }
+    let first = architecture(indices[0])?;
+    for &index in &indices[1..] {
+        let other = architecture(index)?;
+        if other != first {
+            return Err(format!(
+                "--devices: device {} is {first} and device {index} is {other}; only equal GPUs \
+                 train together",
+                indices[0]
+            ));
+        }
+    }
+    Ok(())
+}
+
 /// The architecture of a device that was checked, as in `sm_90`.
 ///
 /// # Errors

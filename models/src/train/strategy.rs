@@ -313,6 +313,9 @@ impl<B: TrainingEngine, M: Trainable<B>> Loop<'_, B, M> {
         let average = 1.0 / (micro_batches.len() * self.exchange.ranks()) as f64;
         let model = self.learner.model();
         sum_over_ranks::<B, M>(&model, &mut grads, &*self.exchange)?;
+        // The loss first: reading it waits for the sums, hence for the backward of all ranks. Only
+        // then may this one wait for its device with a lock that another one's backward needs, as
+        // looking for operands that are no numbers does.
         let own = Word {
             loss: f64::from(loss.clone().into_scalar_f32()),
             norm: global_norm::<B, M>(&model, &grads, average),

@@ -18,9 +18,12 @@ pub(super) fn check(index: usize) -> Result<(), String> {
     if !unsafe { sys::is_culib_present() } {
         return Err("--backend cuda: there is no NVIDIA driver (libcuda cannot be loaded)".into());
     }
-    result::init().map_err(|error| match error.0 {
-        sys::CUresult::CUDA_ERROR_NO_DEVICE => NO_GPU.to_owned(),
-        _ => format!("--backend cuda: the NVIDIA driver does not start: {error}"),
+    result::init().map_err(|error| {
+        if error.0 == sys::CUresult::CUDA_ERROR_NO_DEVICE {
+            NO_GPU.to_owned()
+        } else {
+            format!("--backend cuda: the NVIDIA driver does not start: {error}")
+        }
     })?;
     let count = result::device::get_count()
         .map_err(|error| format!("--backend cuda: cannot count the GPUs: {error}"))?;

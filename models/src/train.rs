@@ -26,6 +26,7 @@ pub mod fit;
 pub mod overview;
 
 use crate::checkpoint::run::RunError;
+use crate::config::ConfigError;
 use crate::data::UnevenBatch;
 use exchange::RankLost;
 
@@ -36,6 +37,9 @@ pub enum TrainError {
     /// A checkpoint could not be written, or did not fit.
     #[error(transparent)]
     Run(#[from] RunError),
+    /// A model that cannot be built.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     /// The data of a step cannot be dealt out evenly.
     #[error(transparent)]
     Uneven(#[from] UnevenBatch),

@@ -17,6 +17,7 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
 
+use burn::tensor::backend::AutodiffBackend;
 use burn::train::Interrupter;
 use burn_hybrid_ops::TrainingEngine;
 use burn_nvfp4_models::checkpoint::run::{Position, RunCheckpoint, RunDirectory};
@@ -101,6 +102,9 @@ const STRICT: GuardConfig = GuardConfig {
     spike: None,
 };
 
+/// How a run ended, and what each rank has trained.
+type Trained<B> = (Outcome, Vec<HybridLm<<B as AutodiffBackend>::InnerBackend>>);
+
 impl Run<'_> {
     fn go<B: TrainingEngine>(
         &self,
@@ -119,27 +123,19 @@ impl Run<'_> {
         ranks: Vec<Rank<B>>,
         resume: Option<RunCheckpoint>,
         stop: &Interrupter,
-    ) -> Result<(Outcome, Vec<HybridLm<B::InnerBackend>>), TrainError> {
+    ) -> Result<Trained<B>, TrainError> {
         let device = B::Device::default();
         let seed = 7;
         let count = ranks.len();
-        let trainee = |device: &B::Device| {
+        let (checkpoint, directory) = (resume.clone(), self.directory.clone());
+        let trainee = move |device: &B::Device| {
             let model: HybridLm<B> = tiny().init(device, seed);
             let trainee = Trainee::new(model, &OPTIMIZER);
-            match resume.clone() {
+            Ok(match checkpoint.clone() {
                 None => trainee,
-                Some(checkpoint) => trainee
-                    .restore(checkpoint, &self.directory, device)
-                    .unwrap(),
-            }
-        };
-        let ranks: Vec<_> = ranks
-            .into_iter()
-            .map(|rank| {
-                let trainee = trainee(&rank.device);
-                (rank, trainee)
+                Some(checkpoint) => trainee.restore(checkpoint, &directory, device)?,
             })
-            .collect();
+        };
         let path = self.directory.log();
         let position = resume
             .as_ref()
@@ -173,11 +169,19 @@ impl Run<'_> {
                 RunLog::resume(&path, bytes, &line)
             }
         };
+        let schedule = Schedule {
+            peak: 3e-3,
+            last: 0.0,
+            warmup: 2,
+            decay: 4,
+            total: self.total,
+            shape: DecayShape::Linear,
+        };
         let plan = StepPlan {
             position,
             total: self.total,
-            accumulate: self.shape.accumulate.get(),
             tokens_per_step: self.shape.tokens_per_step(),
+            schedule,
             clip_norm: OPTIMIZER.clip_norm,
             validate_every: 4,
             save_every: self.save_every,
@@ -191,14 +195,6 @@ impl Run<'_> {
             valid_bytes_per_token: 1.0,
             identity: json!({}),
             config: String::new(),
-        };
-        let schedule = Schedule {
-            peak: 3e-3,
-            last: 0.0,
-            warmup: 2,
-            decay: 4,
-            total: self.total,
-            shape: DecayShape::Linear,
         };
         let windows = NonZeroUsize::new(4).unwrap();
         let batches = Batches {
@@ -219,6 +215,6 @@ impl Run<'_> {
             sink: Box::new(std::io::sink()),
             every: 1,
         };
-        fit(ranks, batches, schedule, &strategy, display, stop.clone())
+        fit(ranks, trainee, batches, &strategy, display, stop.clone())
     }
 }

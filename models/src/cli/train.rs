@@ -21,6 +21,7 @@ use burn_nvfp4_models::data::{Floors, Split, TokenFile, TrainBatches, Validation
 use burn_nvfp4_models::durable;
 use burn_nvfp4_models::generate::{Generation, Sampling};
 use burn_nvfp4_models::hybrid::HybridLm;
+use burn_nvfp4_models::train::TrainError;
 use burn_nvfp4_models::train::fit::{Batches, Display, Trainee, fit};
 use burn_nvfp4_models::train::log::{self, FinalLine, LogLine, RunLog};
 use burn_nvfp4_models::train::numerics::Quantized;
@@ -95,12 +96,8 @@ impl Prepared {
         };
         let batches = self.batches::<B>(position.data_step, device)?;
         let reference = self.reference(&batches.valid)?;
-        let mut team = Vec::with_capacity(ranks.len());
-        for rank in ranks {
-            // Each from the host's memory: ranks begin with the same bits without a broadcast.
-            let trainee = self.trainee::<B>(&rank.device)?;
-            team.push((rank, trainee));
-        }
+        // Before anything is written: what does not fit is refused here.
+        let first = Mutex::new(Some(self.trainee::<B>(device).map_err(Failure::error)?));
         let (log, _lock) = self.open_directory(&position)?;
         say(&self.heading(position.step));
         say(&format!(
@@ -123,12 +120,21 @@ impl Prepared {
             signal::keep_in_raw_mode();
             Display::Terminal
         };
-        let schedule = self.config.schedule();
-        let fitted = fit(team, batches, schedule, &strategy, display, interrupter);
+        let this = Arc::new(self);
+        // The first rank asks first. The others build theirs from the host's memory too, so all
+        // begin with the same bits; one after the other, because each copies the whole state.
+        let trainee = {
+            let this = this.clone();
+            move |device: &B::Device| {
+                let mut first = first.lock().unwrap_or_else(PoisonError::into_inner);
+                first.take().map_or_else(|| this.trainee::<B>(device), Ok)
+            }
+        };
+        let fitted = fit(ranks, trainee, batches, &strategy, display, interrupter);
         alarms.say_kept();
         let (outcome, models) = fitted.map_err(Failure::error)?;
         if let Ending::Finished(figures) = outcome.ending {
-            self.finish(&models[0], &outcome, figures, reference, device)?;
+            this.finish(&models[0], &outcome, figures, reference, device)?;
         }
         let step = outcome.step;
         if let Some(reason) = outcome.unsaved {
@@ -137,7 +143,7 @@ impl Prepared {
         }
         match outcome.ending {
             Ending::Interrupted => {
-                let folder = self.directory.path().display();
+                let folder = this.directory.path().display();
                 let command = format!("nvfp4 train --resume --out {folder}");
                 say(&format!(
                     "interrupted after step {step}; continue with: {command}"
@@ -152,16 +158,13 @@ impl Prepared {
     fn trainee<B: TrainingEngine>(
         &self,
         device: &B::Device,
-    ) -> Result<Trainee<B, HybridLm<B>>, Failure> {
-        let model = self.model.try_init(device, self.config.seed);
-        let model = model.map_err(Failure::usage)?;
+    ) -> Result<Trainee<B, HybridLm<B>>, TrainError> {
+        let model = self.model.try_init(device, self.config.seed)?;
         let model = model.with_activations(self.config.precision.activations.dtype());
         let trainee = Trainee::new(model, &self.config.optimizer);
         match self.begin.checkpoint() {
             None => Ok(trainee),
-            Some(checkpoint) => trainee
-                .restore(checkpoint.clone(), &self.directory, device)
-                .map_err(Failure::error),
+            Some(checkpoint) => Ok(trainee.restore(checkpoint.clone(), &self.directory, device)?),
         }
     }
 
@@ -250,8 +253,8 @@ impl Prepared {
         StepPlan {
             position,
             total: config.steps,
-            accumulate: config.batch.accumulate.get(),
             tokens_per_step: config.batch.tokens_per_step(),
+            schedule: config.schedule(),
             clip_norm: config.optimizer.clip_norm,
             validate_every: config.validation.every,
             save_every: config.checkpoint.every,

@@ -19,8 +19,8 @@ use super::optim::{GroupedAdamW, OptimizerConfig, write_moments};
 use super::params::write_parameters;
 use super::plan::Outcome;
 use super::renderer::PlainRenderer;
-use super::schedule::{Schedule, WarmupStableDecay};
-use super::strategy::ranks::{Rank, Team, Worker};
+use super::schedule::WarmupStableDecay;
+use super::strategy::ranks::{MakeLearner, Rank, Team};
 use super::strategy::{Components, StepStrategy, Trainable};
 
 /// Where progress is shown.
@@ -100,45 +100,39 @@ pub struct Batches<B: TrainingEngine> {
     pub valid: ValidationBatches<B::InnerBackend>,
 }
 
-/// Trains until the last step or until `interrupter` stops the run, with one rank or several, each
-/// with the same trainee on its device.
+/// Trains until the last step or until `interrupter` stops the run, with one rank or several.
 ///
-/// Returns how it ended and the models of all ranks without autodiff, which are equal.
+/// Every rank calls `trainee` on its own thread, for its device, the first one first; what it gives
+/// has to be the same on each. Returns how the run ended and the models of all ranks without autodiff, which are equal.
 ///
 /// # Errors
-/// [`TrainError::Uneven`] if the ranks cannot share a step evenly, and whatever stopped the run:
-/// NaN too many times in a row, losses that stay up.
+/// [`TrainError::Uneven`] if the ranks cannot share a step evenly, what `trainee` reports, and
+/// whatever stopped the run: NaN too many times in a row, losses that stay up.
 pub fn fit<B: TrainingEngine, M: Trainable<B>>(
-    ranks: Vec<(Rank<B>, Trainee<B, M>)>,
+    ranks: Vec<Rank<B>>,
+    trainee: impl Fn(&B::Device) -> Result<Trainee<B, M>, TrainError> + Send + Sync + 'static,
     batches: Batches<B>,
-    schedule: Schedule,
     strategy: &Arc<StepStrategy>,
     display: Display,
     interrupter: Interrupter,
 ) -> Result<(Outcome, Vec<M::Inference>), TrainError> {
     let plan = strategy.plan();
     let count = NonZeroUsize::new(ranks.len()).expect("a run has a rank");
-    let worker = |(rank, trainee): (Rank<B>, Trainee<B, M>)| {
-        let share = batches
-            .train
-            .share(rank.exchange.rank(), count, rank.device.clone())?;
-        let scheduler = WarmupStableDecay::after(schedule, plan.position.step);
-        Ok(Worker {
-            rank,
-            learner: Learner::new(trainee.model, trainee.optimizer, scheduler),
-            batches: share,
-        })
+    let share = |rank: Rank<B>| {
+        let (number, device) = (rank.exchange.rank(), rank.device.clone());
+        let share = batches.train.share(number, count, device)?;
+        Ok((rank, share))
     };
-    let mut workers = ranks
-        .into_iter()
-        .map(worker)
-        .collect::<Result<Vec<_>, TrainError>>()?;
-    let Worker {
-        rank,
-        learner,
-        batches: share,
-    } = workers.remove(0);
-    let team = Team::new(strategy.clone(), (rank, share), workers);
+    let ranks = ranks.into_iter().map(share);
+    let ranks = ranks.collect::<Result<Vec<_>, TrainError>>()?;
+    let (schedule, done) = (plan.schedule, plan.position.step);
+    let make: MakeLearner<B, M> = Arc::new(move |device| {
+        let Trainee { model, optimizer } = trainee(device)?;
+        let scheduler = WarmupStableDecay::after(schedule, done);
+        Ok(Learner::new(model, optimizer, scheduler))
+    });
+    let learner = make(&ranks[0].0.device)?;
+    let team = Team::new(strategy.clone(), ranks, make);
     let mut training = SupervisedTraining::<Components<B, M>>::new(
         strategy.directory().path(),
         Arc::new(batches.train.clone()),

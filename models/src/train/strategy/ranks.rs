@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, Scope, ScopedJoinHandle};
 use std::time::Instant;
 
+use burn::tensor::Device;
 use burn::train::{
     Learner, SupervisedLearningStrategy, SupervisedTrainingEventProcessor, TrainLoader,
     TrainingComponents, ValidLoader,
@@ -54,33 +55,30 @@ impl<B: TrainingEngine> std::fmt::Debug for Rank<B> {
     }
 }
 
-/// A rank with what it trains and reads.
-pub(in crate::train) struct Worker<B: TrainingEngine, M: Trainable<B>> {
-    pub(in crate::train) rank: Rank<B>,
-    pub(in crate::train) learner: Learner<Components<B, M>>,
-    /// Its share of every step.
-    pub(in crate::train) batches: TrainBatches<B>,
-}
+/// Makes what a rank trains on its device.
+pub(in crate::train) type MakeLearner<B, M> =
+    Arc<dyn Fn(&Device<B>) -> Result<Learner<Components<B, M>>, TrainError> + Send + Sync>;
 
 /// All ranks of a run, as burn-train takes them. It hands over the learner of the first.
 pub(in crate::train) struct Team<B: TrainingEngine, M: Trainable<B>> {
     strategy: Arc<StepStrategy>,
-    first: Mutex<Option<(Rank<B>, TrainBatches<B>)>>,
-    others: Mutex<Vec<Worker<B, M>>>,
-    /// What the others have trained.
+    /// Each with its share of every step.
+    ranks: Mutex<Vec<(Rank<B>, TrainBatches<B>)>>,
+    learner: MakeLearner<B, M>,
+    /// What the ranks but the first have trained.
     models: Mutex<Vec<M>>,
 }
 
 impl<B: TrainingEngine, M: Trainable<B>> Team<B, M> {
     pub(in crate::train) fn new(
         strategy: Arc<StepStrategy>,
-        first: (Rank<B>, TrainBatches<B>),
-        others: Vec<Worker<B, M>>,
+        ranks: Vec<(Rank<B>, TrainBatches<B>)>,
+        learner: MakeLearner<B, M>,
     ) -> Arc<Self> {
         Arc::new(Self {
             strategy,
-            first: Mutex::new(Some(first)),
-            others: Mutex::new(others),
+            ranks: Mutex::new(ranks),
+            learner,
             models: Mutex::default(),
         })
     }
@@ -88,6 +86,24 @@ impl<B: TrainingEngine, M: Trainable<B>> Team<B, M> {
     /// The models of all ranks but the first; empty before and after a run that failed.
     pub(in crate::train) fn take_models(&self) -> Vec<M> {
         take(&self.models)
+    }
+
+    /// Runs a rank that does not write, on a thread of its own. Its tensors are made there too:
+    /// backends tell the work of threads apart.
+    fn spawn<'scope>(
+        &'scope self,
+        scope: &'scope Scope<'scope, '_>,
+        (rank, batches): (Rank<B>, TrainBatches<B>),
+    ) -> ScopedJoinHandle<'scope, Result<M, TrainError>> {
+        let number = rank.exchange.rank();
+        let thread = thread::Builder::new().name(format!("rank {number}"));
+        let spawned = thread.stack_size(STACK).spawn_scoped(scope, move || {
+            let learner = (self.learner)(&rank.device)?;
+            let mut run = self.strategy.begin(rank, learner, None);
+            run.run(&batches, || false)?;
+            Ok(run.learner.model())
+        });
+        spawned.unwrap_or_else(|error| panic!("no thread for rank {number}: {error}"))
     }
 }
 
@@ -102,24 +118,16 @@ impl<B: TrainingEngine, M: Trainable<B>> SupervisedLearningStrategy<Components<B
         valid: ValidLoader<Components<B, M>>,
         _starting_epoch: usize,
     ) -> (M, SupervisedTrainingEventProcessor<Components<B, M>>) {
-        let (rank, batches) = take(&self.first).expect("a strategy is used once");
-        let others = take(&self.others);
+        let mut ranks = take(&self.ranks).into_iter();
+        let (first, batches) = ranks.next().expect("a run has a rank and runs once");
         let front = Front {
             valid,
             events: components.event_processor,
             store: components.event_store,
         };
-        let first = Worker {
-            rank,
-            learner,
-            batches,
-        };
         let (outcome, front, learner) = thread::scope(|scope| {
-            let others: Vec<_> = others
-                .into_iter()
-                .map(|worker| self.strategy.spawn(scope, worker))
-                .collect();
-            let (mut run, batches) = self.strategy.begin(first, Some(front));
+            let others: Vec<_> = ranks.map(|rank| self.spawn(scope, rank)).collect();
+            let mut run = self.strategy.begin(first, learner, Some(front));
             let ended = run.run(&batches, || components.interrupter.should_stop());
             // With its end of the exchange gone, nobody waits for the first rank any more.
             run.exchange = Box::new(Alone);
@@ -137,20 +145,18 @@ impl<B: TrainingEngine, M: Trainable<B>> SupervisedLearningStrategy<Components<B
 }
 
 impl StepStrategy {
-    /// A rank at the first of its steps, with its share of the data.
+    /// A rank before the first of its steps.
     fn begin<B: TrainingEngine, M: Trainable<B>>(
         &self,
-        worker: Worker<B, M>,
+        rank: Rank<B>,
+        learner: Learner<Components<B, M>>,
         front: Option<Front<B, M>>,
-    ) -> (Loop<'_, B, M>, TrainBatches<B>) {
-        let Rank {
-            numerics, exchange, ..
-        } = worker.rank;
-        let run = Loop {
+    ) -> Loop<'_, B, M> {
+        Loop {
             strategy: self,
-            learner: worker.learner,
-            numerics,
-            exchange,
+            learner,
+            numerics: rank.numerics,
+            exchange: rank.exchange,
             front,
             position: self.plan.position.clone(),
             good: self.plan.position.clone(),
@@ -161,24 +167,7 @@ impl StepStrategy {
             training_seconds: 0.0,
             waited_seconds: 0.0,
             taken: 0,
-        };
-        (run, worker.batches)
-    }
-
-    /// Runs a rank that does not write, on a thread of its own.
-    fn spawn<'scope, B: TrainingEngine, M: Trainable<B>>(
-        &'scope self,
-        scope: &'scope Scope<'scope, '_>,
-        worker: Worker<B, M>,
-    ) -> ScopedJoinHandle<'scope, Result<M, TrainError>> {
-        let rank = worker.rank.exchange.rank();
-        let thread = thread::Builder::new().name(format!("rank {rank}"));
-        let spawned = thread.stack_size(STACK).spawn_scoped(scope, move || {
-            let (mut run, batches) = self.begin(worker, None);
-            run.run(&batches, || false)?;
-            Ok(run.learner.model())
-        });
-        spawned.unwrap_or_else(|error| panic!("no thread for rank {rank}: {error}"))
+        }
     }
 }
 

@@ -19,6 +19,7 @@ const K: usize = 8192;
 const KEY: RandomKey = RandomKey {
     seed: 1,
     step: 2,
+    micro_batch: 0,
     stream: Stream::Dgrad,
 };
 

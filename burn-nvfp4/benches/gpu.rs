@@ -118,6 +118,7 @@ fn copy_bandwidth(x: &burn_cubecl::tensor::CubeTensor<CudaRuntime>, bytes: usize
 const KEY: RandomKey = RandomKey {
     seed: 1,
     step: 2,
+    micro_batch: 0,
     stream: Stream::Wgrad,
 };
 

@@ -27,6 +27,7 @@ fn main() -> Result<(), QuantizeError> {
     let key = RandomKey {
         seed: 42,
         step: 0,
+        micro_batch: 0,
         stream: Stream::Dgrad,
     };
     let specs = [
@@ -82,6 +83,7 @@ fn bell_curve() -> Vec<f32> {
     let key = RandomKey {
         seed: 1,
         step: 0,
+        micro_batch: 0,
         stream: Stream::Other(0),
     };
     let mut bytes = vec![0; ROWS * K * 12];

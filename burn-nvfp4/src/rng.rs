@@ -16,6 +16,9 @@ const MULTIPLIERS: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
 const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
 const ROUNDS: usize = 10;
 
+/// 2^64 divided by the golden ratio, odd: multiples of it differ in many bits.
+const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
+
 /// Where other counters have their stream, those of sign flips have this.
 const SIGNS: u8 = 253;
 
@@ -59,13 +62,17 @@ const fn wide_product(a: u32, b: u32) -> (u32, u32) {
 /// Names the random bytes of one quantized operand; pure data.
 ///
 /// The layer is not in the key. The amax of what is quantized stands in the counter in its place:
-/// another layer, micro-batch or rank has another gradient, hence another amax and other bits.
+/// another layer has another gradient, hence another amax and other bits. What is read of the data
+/// of one micro-batch has that in its key, because the amax of a bf16 gradient has eight bits only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct RandomKey {
     /// Seed of the run.
     pub seed: u64,
     /// Optimizer step; the low 44 bits count.
     pub step: u64,
+    /// Which micro-batch of the step, counted over all ranks; only data streams have it in their
+    /// bytes ([`Stream::is_data`]).
+    pub micro_batch: u32,
     /// Which of a step's quantizations.
     pub stream: Stream,
 }
@@ -96,12 +103,27 @@ impl Stream {
             Self::Other(id) => id.wrapping_add(2),
         }
     }
+
+    /// True for what depends on the data of a micro-batch. A weight does not: however many
+    /// micro-batches and ranks a step has, all of them read the same bytes.
+    pub const fn is_data(self) -> bool {
+        match self {
+            Self::Dgrad | Self::Wgrad | Self::WgradX => true,
+            Self::DgradWeight | Self::Other(_) => false,
+        }
+    }
 }
 
 impl RandomKey {
-    /// The Philox key: low and high half of the seed.
+    /// The Philox key of the random bytes: low and high half of the seed, and in those of data the
+    /// micro-batch. The first one has the bytes that the seed has alone.
     pub const fn key_words(&self) -> [u32; 2] {
-        [low_word(self.seed), low_word(self.seed >> 32)]
+        let micro_batch = if self.stream.is_data() {
+            self.micro_batch as u64
+        } else {
+            0
+        };
+        halves(self.seed ^ micro_batch.wrapping_mul(GOLDEN))
     }
 
     /// The Philox counter of one 16-element block of the packed operand.
@@ -117,7 +139,8 @@ impl RandomKey {
     }
 
     /// The sign flips of a random Hadamard transform, bit `i` of 128 for element `i`: equal for
-    /// both operands of a GEMM, so nothing of either is in the counter (numerics §11).
+    /// both operands of a GEMM and all micro-batches of a step, so nothing of these is in counter
+    /// or key (numerics §11).
     pub const fn signs(&self) -> [u32; 4] {
         let gemm = match self.stream {
             Stream::Dgrad | Stream::DgradWeight => 0,
@@ -126,7 +149,7 @@ impl RandomKey {
         };
         let [_, step, _, last] = self.counter(0.0, 0);
         let last = (last & 0xFFF0_0000) | SIGNS as u32;
-        philox4x32_10([0, step, gemm, last], self.key_words())
+        philox4x32_10([0, step, gemm, last], halves(self.seed))
     }
 
     /// The random bytes of one 16-element block, in element order.
@@ -140,16 +163,14 @@ impl RandomKey {
     }
 }
 
-/// The seed of a micro-batch of a step whose operands are under kept amaxes (numerics §13): those
-/// are equal in all micro-batches, so that the amax in the counter does not tell them apart.
-pub const fn micro_batch_seed(seed: u64, micro_batch: u64) -> u64 {
-    // An odd factor: other micro-batches have other seeds.
-    seed.wrapping_add(micro_batch.wrapping_mul(0x9E37_79B9_7F4A_7C15))
-}
-
 #[inline(always)]
 const fn low_word(x: u64) -> u32 {
     (x & 0xFFFF_FFFF) as u32
+}
+
+#[inline(always)]
+const fn halves(x: u64) -> [u32; 2] {
+    [low_word(x), low_word(x >> 32)]
 }
 
 /// The sixteen bytes of four words, little endian.
@@ -227,6 +248,7 @@ mod tests {
     const KEY: RandomKey = RandomKey {
         seed: 0x0123_4567_89AB_CDEF,
         step: 0x0FED_CBA9_8765,
+        micro_batch: 0,
         stream: Stream::Wgrad,
     };
 
@@ -239,6 +261,29 @@ mod tests {
             counter,
             [0xDEF0_1234, 0xCBA9_8765, 0x3F80_0000, 0xFEDA_BC01]
         );
+    }
+
+    #[test]
+    fn micro_batches_draw_other_bytes_for_data_and_the_same_for_weights_and_signs() {
+        let key = |micro_batch, stream| RandomKey {
+            micro_batch,
+            stream,
+            ..KEY
+        };
+        // Equal amax, equal block: nothing but the micro-batch tells them apart.
+        let bytes = |micro_batch, stream| key(micro_batch, stream).block_bytes(1.0, 7);
+        for stream in [Stream::Dgrad, Stream::Wgrad, Stream::WgradX] {
+            let drawn = [0, 1, 2, u32::MAX].map(|index| bytes(index, stream));
+            for (i, one) in drawn.iter().enumerate() {
+                assert!(!drawn[..i].contains(one), "{stream:?} {i}");
+            }
+        }
+        for stream in [Stream::DgradWeight, Stream::Other(0)] {
+            assert_eq!(bytes(0, stream), bytes(3, stream), "{stream:?}");
+        }
+        for stream in [Stream::Dgrad, Stream::DgradWeight, Stream::Wgrad] {
+            assert_eq!(key(0, stream).signs(), key(3, stream).signs(), "{stream:?}");
+        }
     }
 
     #[test]

@@ -15,7 +15,7 @@ use burn_backend::{Backend, DeviceId, DeviceOps};
 use crate::packed_weights::{PackedWeight, PackedWeights};
 use crate::recipe::{Policy, Progress, Recipe, RecipeError, ScaleRenewal, presets};
 use crate::renewal::KeptAmaxes;
-use crate::rng::{RandomKey, Stream, micro_batch_seed};
+use crate::rng::{RandomKey, Stream};
 use crate::scope;
 use crate::stats::SampleStore;
 
@@ -30,6 +30,8 @@ pub struct LinearPlan {
     pub seed: u64,
     /// Optimizer step of the run.
     pub step: u64,
+    /// Micro-batch of the step, see [`micro_batch`](crate::micro_batch).
+    pub micro_batch: u32,
     /// The weight in packed form, where it is not to be quantized from the tensor.
     pub weight: Option<Arc<PackedWeight>>,
     /// Whether operands and GEMMs are sampled.
@@ -44,6 +46,7 @@ impl LinearPlan {
         RandomKey {
             seed: self.seed,
             step: self.step,
+            micro_batch: self.micro_batch,
             stream,
         }
     }
@@ -73,8 +76,6 @@ struct Settings {
     policy: Arc<Policy>,
     seed: u64,
     progress: Progress,
-    /// Which micro-batch of the step.
-    micro_batch: u64,
     watch: bool,
     /// Which steps are sampled.
     sampling: Option<NonZeroU64>,
@@ -88,7 +89,6 @@ impl Default for Settings {
             policy: Arc::new(Policy::uniform(presets::NVIDIA)),
             seed: 0,
             progress: Progress { step: 0, total: 0 },
-            micro_batch: 0,
             watch: false,
             sampling: None,
             packed: PackedWeights::default(),
@@ -152,18 +152,9 @@ pub fn seed<B: Backend>(device: &B::Device) -> u64 {
 }
 
 /// Tells `device` how far the run is: the policy may depend on it, and stochastic rounding draws
-/// other bits at another step. The first micro-batch of that step is next.
+/// other bits at another step.
 pub fn set_progress<B: Backend>(device: &B::Device, progress: Progress) {
-    update::<B>(device, |settings| {
-        settings.progress = progress;
-        settings.micro_batch = 0;
-    });
-}
-
-/// Tells `device` which micro-batch of the step is next, counted from 0. Random bits depend on it
-/// where tensor scales are kept between steps, and nowhere else.
-pub fn set_micro_batch<B: Backend>(device: &B::Device, micro_batch: u64) {
-    update::<B>(device, |settings| settings.micro_batch = micro_batch);
+    update::<B>(device, |settings| settings.progress = progress);
 }
 
 /// How far the run on `device` is, as it was told last.
@@ -181,6 +172,7 @@ pub fn set_packed_weights<B: Backend>(device: &B::Device, weights: PackedWeights
 
 /// Resolves what a linear called here and now does.
 pub(crate) fn plan<B: Backend>(device: &B::Device) -> LinearPlan {
+    let micro_batch = scope::current_micro_batch();
     scope::with_current(|layer, precision| {
         read::<B, _>(device, |settings| {
             let recipe =
@@ -188,17 +180,13 @@ pub(crate) fn plan<B: Backend>(device: &B::Device) -> LinearPlan {
             let weight = layer.filter(|_| recipe.fprop.rhs.is_quantized());
             let step = settings.progress.step;
             let renewal = recipe.scale_renewal;
-            let seed = if renewal.renews(step) {
-                settings.seed
-            } else {
-                micro_batch_seed(settings.seed, settings.micro_batch)
-            };
             LinearPlan {
                 recipe,
                 keeps_amaxes: renewal != ScaleRenewal::EveryUse && layer.is_some(),
                 layer: layer.map(Arc::from),
-                seed,
+                seed: settings.seed,
                 step,
+                micro_batch,
                 weight: weight.and_then(|layer| settings.packed.get(layer)),
                 sampled: settings.sampling.is_some_and(|every| step % every == 0),
             }

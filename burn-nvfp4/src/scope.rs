@@ -1,10 +1,10 @@
-//! Names and precision for the linears that run inside a closure.
+//! Names, precision and micro-batch for the linears that run inside a closure.
 //!
-//! Both are thread-local and read once, in forward, on the caller's thread, when the linear is
+//! All three are thread-local and read once, in forward, on the caller's thread, when the linear is
 //! called; the node of the linear keeps what held then. Backward never reads them: it runs after
 //! the scope has closed.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 
 use crate::recipe::Recipe;
 
@@ -12,6 +12,7 @@ thread_local! {
     static SCOPE: RefCell<Scope> = const {
         RefCell::new(Scope { path: String::new(), precision: Vec::new() })
     };
+    static MICRO_BATCH: Cell<u32> = const { Cell::new(0) };
 }
 
 struct Scope {
@@ -67,6 +68,27 @@ pub fn precision<R>(recipe: Recipe, f: impl FnOnce() -> R) -> R {
     SCOPE.with_borrow_mut(|scope| scope.precision.push(recipe));
     let _restore = Restore;
     f()
+}
+
+/// Says which micro-batch of a step, counted over all devices that share it, the linears that `f`
+/// calls belong to: stochastic rounding of gradients draws other bits in each.
+///
+/// Outside of every such scope it is the first one, 0.
+pub fn micro_batch<R>(index: u32, f: impl FnOnce() -> R) -> R {
+    struct Restore(u32);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            MICRO_BATCH.set(self.0);
+        }
+    }
+
+    let _restore = Restore(MICRO_BATCH.replace(index));
+    f()
+}
+
+/// The micro-batch that a linear called here belongs to.
+pub(crate) fn current_micro_batch() -> u32 {
+    MICRO_BATCH.get()
 }
 
 /// The name that a linear called here would have; `None` outside every [`layer`] scope.

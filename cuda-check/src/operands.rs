@@ -118,6 +118,7 @@ fn job(spec: OperandSpec, along: Contraction) -> Job {
         key: RandomKey {
             seed: 1,
             step: 2,
+            micro_batch: 0,
             stream: Stream::Wgrad,
         },
         packing: Packing::AskedAxis,

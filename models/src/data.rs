@@ -30,7 +30,7 @@ pub mod dataset;
 use std::io;
 use std::path::PathBuf;
 
-pub use batches::{BatchShape, TokenBatch, TrainBatches, ValidationBatches};
+pub use batches::{BatchShape, TokenBatch, TrainBatches, UnevenBatch, ValidationBatches};
 pub use blend::{Blend, BlendError, Curriculum, Weight};
 pub use dataset::Dataset;
 pub use floors::{ByteCounts, Floors};

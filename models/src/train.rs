@@ -5,6 +5,7 @@
 
 pub mod schedule;
 pub mod params;
+pub mod exchange;
 pub mod gradients;
 pub mod optim;
 pub mod output;
@@ -26,6 +27,9 @@ pub mod fit;
 pub mod overview;
 
 use crate::checkpoint::run::RunError;
+use crate::config::ConfigError;
+use crate::data::UnevenBatch;
+use exchange::RankLost;
 
 /// Why a run stopped before its end.
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +38,15 @@ pub enum TrainError {
     /// A checkpoint could not be written, or did not fit.
     #[error(transparent)]
     Run(#[from] RunError),
+    /// A model that cannot be built.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The data of a step cannot be dealt out evenly.
+    #[error(transparent)]
+    Uneven(#[from] UnevenBatch),
+    /// Another rank has stopped.
+    #[error(transparent)]
+    RankLost(#[from] RankLost),
     /// Numbers that are none, too many steps in a row.
     #[error(
         "step {step}: training stopped after {in_a_row} steps in a row without an update, loss \

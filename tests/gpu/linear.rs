@@ -14,7 +14,7 @@ use burn_nvfp4::recipe::{OperandSpec, Policy, Preset, Progress, Recipe, ScaleRen
 use burn_nvfp4::renewal::{kept_amaxes, set_kept_amaxes};
 use burn_nvfp4::stats::{GemmSample, Samples, set_sampling, take_samples};
 use burn_nvfp4::{
-    Nvfp4, Nvfp4Engine, layer, set_micro_batch, set_policy, set_progress, set_seed, set_watch,
+    Nvfp4, Nvfp4Engine, layer, micro_batch, set_policy, set_progress, set_seed, set_watch,
     take_non_finite,
 };
 use tests::golden::{Record, te_nvfp4_directory};
@@ -248,14 +248,15 @@ fn a_device_keeps_the_amaxes_of_the_cpu() {
                 total: 9,
             };
             set_progress::<B>(&device, progress);
-            for (micro_batch, salt) in [(0, 1), (1, 7)] {
-                set_micro_batch::<B>(&device, micro_batch);
+            for (index, salt) in [(0, 1), (1, 7)] {
                 let grow = 1.0 + f32::from(step);
                 let x = tensor::<B, 2>([48, 64], salt) * grow;
                 let x = x.detach().require_grad();
                 let w = tensor::<B, 2>([64, 32], 2).require_grad();
-                let y = layer("block", || {
-                    burn::tensor::module::linear(x.clone(), w.clone(), None)
+                let y = micro_batch(index, || {
+                    layer("block", || {
+                        burn::tensor::module::linear(x.clone(), w.clone(), None)
+                    })
                 });
                 let dy = tensor::<B, 2>([48, 32], salt + 1) * grow;
                 let grads = (y.clone() * dy).sum().backward();

@@ -20,6 +20,7 @@ const fn key(step: u64, stream: Stream) -> RandomKey {
     RandomKey {
         seed: 11,
         step,
+        micro_batch: 0,
         stream,
     }
 }

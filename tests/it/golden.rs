@@ -29,6 +29,7 @@ use tests::tolerance::{BF16_OF_VALUE, GEMM_F32_OF_LARGEST};
 const KEY: RandomKey = RandomKey {
     seed: 0,
     step: 0,
+    micro_batch: 0,
     stream: Stream::Dgrad,
 };
 const ROW16: OperandSpec = nvfp4(BlockShape::Row16, ScaleRule::Tensor);

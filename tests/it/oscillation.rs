@@ -91,6 +91,7 @@ fn a_quantized_weight_is_what_fprop_multiplies() {
         let key = burn_nvfp4::rng::RandomKey {
             seed: 0,
             step: 0,
+            micro_batch: 0,
             stream: burn_nvfp4::rng::Stream::Other(0),
         };
         let packed = cpu::quantize(view, cpu::Contraction::Rows, &spec, key).unwrap();

@@ -19,6 +19,7 @@ use tests::tolerance::{GEMM_F32_OF_LARGEST, RELATIVE_MSE, first_beyond};
 const KEY: RandomKey = RandomKey {
     seed: 7,
     step: 3,
+    micro_batch: 0,
     stream: Stream::Dgrad,
 };
 const ROW16: OperandSpec = nvfp4(BlockShape::Row16, ScaleRule::Tensor);
@@ -293,6 +294,7 @@ proptest! {
         for key in [
             RandomKey { seed: KEY.seed + other, ..KEY },
             RandomKey { seed: KEY.seed + (other << 32), ..KEY },
+            RandomKey { micro_batch: u32::try_from(other).unwrap(), ..KEY },
             RandomKey { step: KEY.step + other, ..KEY },
             RandomKey { step: KEY.step + (other << 32), ..KEY },
             RandomKey { stream: Stream::Wgrad, ..KEY },

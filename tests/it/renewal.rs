@@ -14,7 +14,7 @@ use burn_nvfp4::recipe::{Progress, Recipe, ScaleRenewal, presets};
 use burn_nvfp4::renewal::{kept_amaxes, set_kept_amaxes};
 use burn_nvfp4::rng::{RandomKey, Stream};
 use burn_nvfp4::stats::{set_sampling, take_samples};
-use burn_nvfp4::{Nvfp4, layer, set_micro_batch, set_progress};
+use burn_nvfp4::{Nvfp4, layer, micro_batch, set_progress};
 
 use crate::device::exclusive;
 use crate::linear::use_recipe;
@@ -105,9 +105,8 @@ fn renewal_in_every_step_gives_the_bits_without_it() {
             let mut bits = Vec::new();
             for step in 0..3 {
                 begin_step(step);
-                for (micro_batch, scale) in [(0, 1.0), (1, 4.0)] {
-                    set_micro_batch::<NdArray>(&Default::default(), micro_batch);
-                    bits.push(pass::<B>(scale));
+                for (index, scale) in [(0, 1.0), (1, 4.0)] {
+                    bits.push(micro_batch(index, || pass::<B>(scale)));
                 }
             }
             bits
@@ -260,23 +259,15 @@ fn an_operand_that_nothing_is_kept_of_takes_its_own_amax() {
 fn micro_batches_under_one_amax_draw_other_bits_and_the_same_ones_again() {
     let _turn = exclusive();
     fresh(renewed(presets::NVIDIA, 4));
-    let micro_batch = |index| {
-        set_micro_batch::<NdArray>(&Default::default(), index);
-        pass::<B>(1.0)
-    };
+    let pass = |index| micro_batch(index, || pass::<B>(1.0));
     begin_step(0);
-    let [_, first, _] = micro_batch(0);
-    let [_, second, _] = micro_batch(1);
-    assert!(
-        first == second,
-        "in a step that renews their own amax tells them apart"
-    );
+    pass(0);
     begin_step(1);
-    let [y, first, _] = micro_batch(0);
-    let [other_y, second, _] = micro_batch(1);
+    let [y, first, _] = pass(0);
+    let [other_y, second, _] = pass(1);
     assert!(y == other_y && first != second);
     begin_step(1);
-    assert!(micro_batch(0)[1] == first && micro_batch(1)[1] == second);
+    assert!(pass(0)[1] == first && pass(1)[1] == second);
 }
 
 #[test]

@@ -21,6 +21,7 @@ type B = Nvfp4<Autodiff<NdArray>>;
 const KEY: RandomKey = RandomKey {
     seed: 4,
     step: 2,
+    micro_batch: 0,
     stream: Stream::Wgrad,
 };
 

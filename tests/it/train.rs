@@ -11,12 +11,14 @@ mod mixed;
 mod non_finite;
 mod oscillation;
 mod overfit;
+mod ranks;
 mod resume;
 
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
 
+use burn::tensor::backend::AutodiffBackend;
 use burn::train::Interrupter;
 use burn_hybrid_ops::TrainingEngine;
 use burn_nvfp4_models::checkpoint::run::{Position, RunCheckpoint, RunDirectory};
@@ -35,6 +37,7 @@ use burn_nvfp4_models::train::oscillation::WatchedWeights;
 use burn_nvfp4_models::train::plan::{Outcome, Snapshot, StepPlan};
 use burn_nvfp4_models::train::schedule::{DecayShape, Schedule};
 use burn_nvfp4_models::train::strategy::StepStrategy;
+use burn_nvfp4_models::train::strategy::ranks::Rank;
 use serde_json::json;
 
 /// One block of each kind, 20 thousand parameters.
@@ -101,6 +104,9 @@ const STRICT: GuardConfig = GuardConfig {
     spike: None,
 };
 
+/// How a run ended, and what each rank has trained.
+type Trained<B> = (Outcome, Vec<HybridLm<<B as AutodiffBackend>::InnerBackend>>);
+
 impl Run<'_> {
     fn go<B: TrainingEngine>(
         &self,
@@ -118,17 +124,46 @@ impl Run<'_> {
         stop: &Interrupter,
         oscillation: Option<WatchedWeights>,
     ) -> Result<Outcome, TrainError> {
+        let rank = Rank::<B>::alone(B::Device::default(), numerics);
+        self.go_on_watching(vec![rank], resume, stop, oscillation)
+            .map(|(outcome, _models)| outcome)
+    }
+
+    /// The run on some ranks, and what each of them has trained.
+    fn go_on<B: TrainingEngine>(
+        &self,
+        ranks: Vec<Rank<B>>,
+        resume: Option<RunCheckpoint>,
+        stop: &Interrupter,
+    ) -> Result<Trained<B>, TrainError> {
+        self.go_on_watching(ranks, resume, stop, None)
+    }
+
+    fn go_on_watching<B: TrainingEngine>(
+        &self,
+        ranks: Vec<Rank<B>>,
+        resume: Option<RunCheckpoint>,
+        stop: &Interrupter,
+        oscillation: Option<WatchedWeights>,
+    ) -> Result<Trained<B>, TrainError> {
         let device = B::Device::default();
         let seed = 7;
-        let model: HybridLm<B> = tiny().init(&device, seed);
-        let mut trainee = Trainee::new(model, &OPTIMIZER);
+        let count = ranks.len();
+        let (checkpoint, directory) = (resume.clone(), self.directory.clone());
+        let trainee = move |device: &B::Device| {
+            let model: HybridLm<B> = tiny().init(device, seed);
+            let trainee = Trainee::new(model, &OPTIMIZER);
+            Ok(match checkpoint.clone() {
+                None => trainee,
+                Some(checkpoint) => trainee.restore(checkpoint, &directory, device)?,
+            })
+        };
         let path = self.directory.log();
         let position = resume
             .as_ref()
             .map_or_else(Position::default, |it| it.state.position.clone());
         let first_step = position.data_step;
-        let mut carried = None;
-        let log = match resume {
+        let log = match &resume {
             None => {
                 RunDirectory::create(self.directory.path()).unwrap();
                 let null = json!(null);
@@ -140,25 +175,35 @@ impl Run<'_> {
                         model,
                         parameters: 0,
                         data,
+                        ranks: count,
                     },
                 )
             }
-            Some(checkpoint) => {
-                carried = Some(checkpoint.clone());
-                trainee = trainee
-                    .restore(checkpoint, &self.directory, &device)
-                    .unwrap();
+            Some(_) => {
                 self.directory.recover(position.step).unwrap();
                 let damaged = Vec::new();
                 let (step, bytes) = (position.step, position.log_bytes);
-                RunLog::resume(&path, bytes, &LogLine::Resume { step, damaged })
+                let line = LogLine::Resume {
+                    step,
+                    damaged,
+                    ranks: count,
+                };
+                RunLog::resume(&path, bytes, &line)
             }
+        };
+        let schedule = Schedule {
+            peak: 3e-3,
+            last: 0.0,
+            warmup: 2,
+            decay: 4,
+            total: self.total,
+            shape: DecayShape::Linear,
         };
         let plan = StepPlan {
             position,
             total: self.total,
-            accumulate: self.shape.accumulate.get(),
             tokens_per_step: self.shape.tokens_per_step(),
+            schedule,
             clip_norm: OPTIMIZER.clip_norm,
             validate_every: 4,
             save_every: self.save_every,
@@ -174,14 +219,6 @@ impl Run<'_> {
             identity: json!({}),
             config: String::new(),
         };
-        let schedule = Schedule {
-            peak: 3e-3,
-            last: 0.0,
-            warmup: 2,
-            decay: 4,
-            total: self.total,
-            shape: DecayShape::Linear,
-        };
         let windows = NonZeroUsize::new(4).unwrap();
         let batches = Batches {
             train: TrainBatches::new(
@@ -195,21 +232,15 @@ impl Run<'_> {
             valid: ValidationBatches::new(self.tokens.clone(), self.shape, windows, device)
                 .unwrap(),
         };
-        let strategy = StepStrategy::new(
-            plan,
-            self.directory.clone(),
-            log.unwrap(),
-            numerics,
-            Box::new(|_| {}),
-        );
-        if let Some(checkpoint) = carried {
-            strategy.take_up(&checkpoint);
+        let strategy =
+            StepStrategy::new(plan, self.directory.clone(), log.unwrap(), Box::new(|_| {}));
+        if let Some(checkpoint) = &resume {
+            strategy.take_up(checkpoint);
         }
         let display = Display::Plain {
             sink: Box::new(std::io::sink()),
             every: 1,
         };
-        fit(trainee, batches, schedule, &strategy, display, stop.clone())
-            .map(|(outcome, _model)| outcome)
+        fit(ranks, trainee, batches, &strategy, display, stop.clone())
     }
 }

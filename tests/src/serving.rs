@@ -15,6 +15,7 @@ fn key() -> RandomKey {
     RandomKey {
         seed: 0,
         step: 0,
+        micro_batch: 0,
         stream: Stream::Other(0),
     }
 }

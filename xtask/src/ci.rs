@@ -61,7 +61,7 @@ const fn check(name: &'static str, check: fn() -> Result<String>) -> Step {
 }
 
 /// The steps. A test compares the test command with the README's.
-const STEPS: [Step; 10] = [
+const STEPS: [Step; 11] = [
     cargo("format", "fmt --all --check"),
     check("forwards", forwards::check),
     check("tidy", tidy::check),
@@ -81,6 +81,12 @@ const STEPS: [Step; 10] = [
         "clippy of data parallelism",
         "clippy -p burn-nvfp4 --lib --no-default-features --features cubecl,distributed \
          --locked -- -D warnings",
+    ),
+    // What trains on several GPUs: a build without CPU training, so with features of its own.
+    cargo(
+        "clippy of the command for several GPUs",
+        "clippy -p burn-nvfp4-models --all-targets --no-default-features \
+         --features cuda,distributed --locked -- -D warnings",
     ),
     cargo("test", "test"),
     cargo("test of xtask", "test -p xtask"),

@@ -419,6 +419,7 @@ pub(crate) fn weight_values<B: Nvfp4Engine>(
         key: RandomKey {
             seed: 0,
             step: 0,
+            micro_batch: 0,
             stream: Stream::Other(0),
         },
         lifetime: Lifetime::OneGemm,

@@ -22,6 +22,7 @@ fn plan(recipe: Recipe) -> LinearPlan {
         layer: None,
         seed: 3,
         step: 5,
+        micro_batch: 0,
         weight: None,
         sampled: false,
         keeps_amaxes: false,

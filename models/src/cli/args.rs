@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use burn_nvfp4::recipe::{RecipeError, presets};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use burn_nvfp4_models::train::config::{Activations, BackendName, ModelSource, TrainConfig};
+use burn_nvfp4_models::train::config::{
+    Activations, BackendName, ModelSource, ParallelConfig, TrainConfig,
+};
 use burn_nvfp4_models::train::data::ValidationData;
 
 /// Trains hybrid Mamba-Transformer models in NVFP4, lets them write, and serves their weights in
@@ -387,9 +389,13 @@ pub(crate) struct TrainArgs {
     /// Dtype of the activations; parameters stay f32.
     #[arg(long, value_enum)]
     pub(crate) activations: Option<Activations>,
-    /// Which GPU, counted from 0; CPU backends have none.
-    #[arg(long, value_name = "INDEX", default_value_t = 0)]
-    pub(crate) device: usize,
+    /// Which GPU, counted from 0; CPU backends have none. One, whatever the configuration says.
+    #[arg(long, value_name = "INDEX", conflicts_with = "devices")]
+    pub(crate) device: Option<usize>,
+    /// GPUs that train together, e.g. 0,1: each takes an equal share of every step. In builds with
+    /// the features cuda and distributed.
+    #[arg(long, value_name = "INDEX,..", value_delimiter = ',')]
+    pub(crate) devices: Option<Vec<usize>>,
     /// Optimizer steps.
     #[arg(long, value_name = "N")]
     pub(crate) steps: Option<u64>,
@@ -472,6 +478,13 @@ impl TrainArgs {
         }
         if self.peak_tflops.is_some() {
             config.peak_tflops = self.peak_tflops;
+        }
+        if self.device.is_some() {
+            config.parallel = None;
+        }
+        if let Some(devices) = &self.devices {
+            let devices = devices.clone();
+            config.parallel = Some(ParallelConfig { devices });
         }
         if self.statistics_every.is_some() {
             config.statistics_every = self.statistics_every;

@@ -6,6 +6,7 @@ mod cuda;
 mod kernel_cache;
 #[cfg(feature = "wgpu")]
 mod wgpu;
+pub(crate) mod training;
 
 use burn::backend::{Flex, NdArray};
 use burn::tensor::backend::Backend;
@@ -82,13 +83,8 @@ pub(super) fn dispatch(
         BackendName::Flex => run::<Flex>(work, backend, Default::default()),
         #[cfg(feature = "wgpu")]
         BackendName::Wgpu => {
-            use burn::backend::wgpu::WgpuDevice;
             kernel_cache::enable("wgpu");
-            let device = match device {
-                0 => WgpuDevice::DefaultDevice,
-                index => WgpuDevice::DiscreteGpu(index),
-            };
-            run::<burn::backend::Wgpu>(work, backend, device)
+            run::<burn::backend::Wgpu>(work, backend, wgpu::device(device))
         }
         #[cfg(feature = "cuda")]
         BackendName::Cuda => {
@@ -108,9 +104,18 @@ fn run<E: Nvfp4Engine + HybridEngine>(
     backend: BackendName,
     device: E::Device,
 ) -> Result<Success, Failure> {
-    open::<E>(&device, backend)?;
-    check_dtype::<E>(&device, backend, work.dtype())?;
+    ready::<E>(&device, backend, work.dtype())?;
     work.run::<E>(device)
+}
+
+/// Opens a device, and refuses a dtype with which it cannot compute.
+fn ready<E: Backend>(
+    device: &E::Device,
+    backend: BackendName,
+    dtype: DType,
+) -> Result<(), Failure> {
+    open::<E>(device, backend)?;
+    check_dtype::<E>(device, backend, dtype)
 }
 
 /// Refuses a dtype with which a device cannot compute.

@@ -36,8 +36,8 @@ pub(crate) struct Prepared {
     pub(super) directory: RunDirectory,
     pub(super) begin: Begin,
     pub(super) identity: Value,
-    /// Index of the GPU.
-    pub(super) device: usize,
+    /// Indices of the GPUs, one for each rank.
+    pub(super) devices: Vec<usize>,
     pub(super) plain: bool,
     pub(super) log_every: usize,
 }
@@ -69,7 +69,12 @@ impl Begin {
 /// [`Failure`], one line each.
 pub(super) fn prepare(arguments: &TrainArgs) -> Result<Prepared, Failure> {
     let (config, directory, begin) = resolve(arguments)?;
-    backend::check(config.precision.backend, arguments.device)?;
+    let devices = match (arguments.device, &config.parallel) {
+        (Some(device), _) => vec![device],
+        (None, Some(parallel)) => parallel.devices.clone(),
+        (None, None) => vec![0],
+    };
+    backend::training::check(config.precision.backend, &devices)?;
     let tokenizer = match &config.data.tokenizer {
         None => Tokenizer::Bytes,
         Some(path) => Tokenizer::from_file(path).map_err(Failure::error)?,
@@ -103,7 +108,7 @@ pub(super) fn prepare(arguments: &TrainArgs) -> Result<Prepared, Failure> {
         directory,
         begin,
         identity,
-        device: arguments.device,
+        devices,
         plain: arguments.plain || !stdout().is_terminal(),
         log_every: arguments.log_every,
     })

@@ -10,12 +10,10 @@ use std::io::{Write, stdout};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use burn::backend::Autodiff;
 use burn::tensor::DType;
 use burn::train::Interrupter;
 use burn_hybrid_ops::{HybridEngine, TrainingEngine};
 use burn_nvfp4::engine::Support;
-use burn_nvfp4::{Nvfp4, Nvfp4Engine};
 use serde_json::json;
 
 use burn_nvfp4_models::checkpoint::run::{Position, RunDirectory, RunLock};
@@ -23,17 +21,19 @@ use burn_nvfp4_models::data::{Floors, Split, TokenFile, TrainBatches, Validation
 use burn_nvfp4_models::durable;
 use burn_nvfp4_models::generate::{Generation, Sampling};
 use burn_nvfp4_models::hybrid::HybridLm;
+use burn_nvfp4_models::train::TrainError;
 use burn_nvfp4_models::train::fit::{Batches, Display, Trainee, fit};
 use burn_nvfp4_models::train::log::{self, FinalLine, LogLine, RunLog};
-use burn_nvfp4_models::train::numerics::{Numerics, Quantized};
+use burn_nvfp4_models::train::numerics::Quantized;
 use burn_nvfp4_models::train::output::bits_per_byte;
 use burn_nvfp4_models::train::plan::{Ending, FinalFigures, Outcome, StepPlan};
+use burn_nvfp4_models::train::strategy::ranks::Rank;
 use burn_nvfp4_models::train::strategy::{Alarm, StepStrategy};
 
 use super::args::TrainArgs;
-use super::backend::OnBackend;
+use super::backend::training::{self, OnTraining, Training, Trains};
 use super::prepare::{Begin, Prepared, prepare, warn};
-use super::{Failure, Success, backend, plot, report, signal};
+use super::{Failure, Success, plot, report, signal};
 
 /// What the validation of a run is compared with.
 #[derive(Clone, Copy, Debug)]
@@ -50,23 +50,35 @@ struct Reference {
 /// [`Failure`], one line each.
 pub(crate) fn train(arguments: &TrainArgs) -> Result<Success, Failure> {
     let prepared = prepare(arguments)?;
-    let (backend, device) = (prepared.config.precision.backend, prepared.device);
-    backend::dispatch(backend, device, prepared)
+    let (backend, devices) = (prepared.config.precision.backend, prepared.devices.clone());
+    training::dispatch(backend, &devices, prepared)
 }
 
-impl OnBackend for Prepared {
+impl OnTraining for Prepared {
     fn dtype(&self) -> DType {
         self.config.precision.activations.dtype()
     }
 
-    fn run<E: Nvfp4Engine + HybridEngine>(self, device: E::Device) -> Result<Success, Failure> {
+    fn run<E: Trains>(self, devices: Vec<E::Device>) -> Result<Success, Failure> {
         let policy = self.config.precision.policy(&self.model);
         let policy = policy.map_err(Failure::usage)?;
-        let (seed, support) = (self.config.seed, E::support(&device));
-        let numerics = Quantized::<Nvfp4<Autodiff<E>>>::new(device.clone(), policy, seed)
-            .map(|numerics| numerics.with_statistics(self.config.statistics_every));
-        let numerics = Box::new(numerics.map_err(Failure::usage)?);
-        self.train::<Nvfp4<Autodiff<E>>>(&device, &support, numerics)
+        let (seed, support) = (self.config.seed, E::support(&devices[0]));
+        let exchanges = training::exchanges::<E>(&devices);
+        let mut ranks = Vec::with_capacity(devices.len());
+        for (device, exchange) in devices.into_iter().zip(exchanges) {
+            let numerics = Quantized::<Training<E>>::new(device.clone(), policy.clone(), seed);
+            let mut numerics = numerics.map_err(Failure::usage)?;
+            // What is measured is written, so it is measured where it is written.
+            if ranks.is_empty() {
+                numerics = numerics.with_statistics(self.config.statistics_every);
+            }
+            ranks.push(Rank {
+                device,
+                numerics: Box::new(numerics),
+                exchange,
+            });
+        }
+        self.train::<Training<E>>(ranks, &support)
     }
 }
 
@@ -74,10 +86,10 @@ impl Prepared {
     /// Steps 3 and 4 on a backend.
     fn train<B: TrainingEngine>(
         self,
-        device: &B::Device,
+        ranks: Vec<Rank<B>>,
         support: &Support,
-        numerics: Box<dyn Numerics>,
     ) -> Result<Success, Failure> {
+        let device = &ranks[0].device.clone();
         let position = match self.begin.checkpoint() {
             None => Position::default(),
             Some(checkpoint) => checkpoint.state.position.clone(),
@@ -87,7 +99,8 @@ impl Prepared {
         let oscillation = oscillation.map_err(Failure::usage)?;
         let batches = self.batches::<B>(position.data_step, device)?;
         let reference = self.reference(&batches.valid)?;
-        let trainee = self.trainee::<B>(device)?;
+        // Before anything is written: what does not fit is refused here.
+        let first = Mutex::new(Some(self.trainee::<B>(device).map_err(Failure::error)?));
         let (log, _lock) = self.open_directory(&position)?;
         say(&self.heading(position.step));
         say(&format!(
@@ -101,7 +114,7 @@ impl Prepared {
             oscillation,
             ..self.plan(position, &reference)
         };
-        let strategy = StepStrategy::new(plan, directory, log, numerics, alarm);
+        let strategy = StepStrategy::new(plan, directory, log, alarm);
         if let Some(checkpoint) = self.begin.checkpoint() {
             strategy.take_up(checkpoint);
         }
@@ -116,12 +129,21 @@ impl Prepared {
             signal::keep_in_raw_mode();
             Display::Terminal
         };
-        let schedule = self.config.schedule();
-        let fitted = fit(trainee, batches, schedule, &strategy, display, interrupter);
+        let this = Arc::new(self);
+        // The first rank asks first. The others build theirs from the host's memory too, so all
+        // begin with the same bits; one after the other, because each copies the whole state.
+        let trainee = {
+            let this = this.clone();
+            move |device: &B::Device| {
+                let mut first = first.lock().unwrap_or_else(PoisonError::into_inner);
+                first.take().map_or_else(|| this.trainee::<B>(device), Ok)
+            }
+        };
+        let fitted = fit(ranks, trainee, batches, &strategy, display, interrupter);
         alarms.say_kept();
-        let (outcome, model) = fitted.map_err(Failure::error)?;
+        let (outcome, models) = fitted.map_err(Failure::error)?;
         if let Ending::Finished(figures) = outcome.ending {
-            self.finish(&model, &outcome, figures, reference, device)?;
+            this.finish(&models[0], &outcome, figures, reference, device)?;
         }
         let step = outcome.step;
         if let Some(reason) = outcome.unsaved {
@@ -130,7 +152,7 @@ impl Prepared {
         }
         match outcome.ending {
             Ending::Interrupted => {
-                let folder = self.directory.path().display();
+                let folder = this.directory.path().display();
                 let command = format!("nvfp4 train --resume --out {folder}");
                 say(&format!(
                     "interrupted after step {step}; continue with: {command}"
@@ -145,16 +167,13 @@ impl Prepared {
     fn trainee<B: TrainingEngine>(
         &self,
         device: &B::Device,
-    ) -> Result<Trainee<B, HybridLm<B>>, Failure> {
-        let model = self.model.try_init(device, self.config.seed);
-        let model = model.map_err(Failure::usage)?;
+    ) -> Result<Trainee<B, HybridLm<B>>, TrainError> {
+        let model = self.model.try_init(device, self.config.seed)?;
         let model = model.with_activations(self.config.precision.activations.dtype());
         let trainee = Trainee::new(model, &self.config.optimizer);
         match self.begin.checkpoint() {
             None => Ok(trainee),
-            Some(checkpoint) => trainee
-                .restore(checkpoint.clone(), &self.directory, device)
-                .map_err(Failure::error),
+            Some(checkpoint) => Ok(trainee.restore(checkpoint.clone(), &self.directory, device)?),
         }
     }
 
@@ -183,7 +202,12 @@ impl Prepared {
             Begin::After(..) if !path.exists() => RunLog::create(&path, &self.first_line()),
             Begin::After(_, damaged) => {
                 let (step, damaged) = (position.step, damaged.clone());
-                let first = LogLine::Resume { step, damaged };
+                let ranks = self.devices.len();
+                let first = LogLine::Resume {
+                    step,
+                    damaged,
+                    ranks,
+                };
                 RunLog::resume(&path, position.log_bytes, &first)
             }
         };
@@ -238,8 +262,8 @@ impl Prepared {
         StepPlan {
             position,
             total: config.steps,
-            accumulate: config.batch.accumulate.get(),
             tokens_per_step: config.batch.tokens_per_step(),
+            schedule: config.schedule(),
             clip_norm: config.optimizer.clip_norm,
             validate_every: config.validation.every,
             save_every: config.checkpoint.every,
@@ -252,7 +276,9 @@ impl Prepared {
                 Some(_) => self.model.linear_names(),
             },
             parameters: self.model.num_params(),
-            peak_flops: config.peak_tflops.map(|peak| peak * 1e12),
+            peak_flops: config
+                .peak_tflops
+                .map(|peak| peak * 1e12 * self.devices.len() as f64),
             train_bytes_per_token: self.data.bytes_per_token(),
             valid_bytes_per_token: reference.bytes_per_token,
             identity: self.identity.clone(),
@@ -275,6 +301,7 @@ impl Prepared {
                 "bytes_per_token": self.data.bytes_per_token(),
                 "epochs": self.data.mixture().epochs(0..self.config.sequences()),
             }),
+            ranks: self.devices.len(),
         }
     }
 
@@ -294,6 +321,10 @@ impl Prepared {
             }
         };
         let precision = &config.precision;
+        let on = match self.devices.as_slice() {
+            [_] => String::new(),
+            devices => format!(", {} ranks on devices {devices:?}", devices.len()),
+        };
         let start = if done > 0 {
             format!("from step {done} ")
         } else {
@@ -301,7 +332,7 @@ impl Prepared {
         };
         format!(
             "data   {}: {files}{} training and {} validation tokens ({note})\n\
-             model  {} parameters, {} blocks, recipe {} under policy {} on {:?}\n\
+             model  {} parameters, {} blocks, recipe {} under policy {} on {:?}{on}\n\
              run    {start}to step {} of {} tokens, into {}",
             data.name().display(),
             data.tokens(Split::Training),

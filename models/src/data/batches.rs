@@ -3,6 +3,9 @@
 //! Row `row` of micro-batch `micro` of step `step` is sequence `(step * accumulate + micro) *
 //! sequences + row` of the run, and [`Mixture`] says which tokens a sequence holds. There is no
 //! generator and no state but the position, so resuming needs none either.
+//!
+//! On several ranks a step holds the same sequences: rank `r` of `n` takes the `r`-th of `n` equal
+//! parts, in as many micro-batches as every other rank ([`BatchShape::share`]).
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -33,6 +36,58 @@ impl BatchShape {
             .saturating_mul(self.length.get())
             .saturating_mul(self.accumulate.get())
     }
+
+    /// Sequences of one step; saturates.
+    pub fn sequences_per_step(&self) -> usize {
+        self.sequences.get().saturating_mul(self.accumulate.get())
+    }
+
+    /// What each of some ranks takes of a step.
+    ///
+    /// Whole micro-batches are dealt out as far as their number can be divided, and cut into equal
+    /// parts for the rest.
+    ///
+    /// # Errors
+    /// [`UnevenBatch`] if the sequences of a step cannot be divided by the ranks.
+    pub fn share(&self, ranks: NonZeroUsize) -> Result<Self, UnevenBatch> {
+        let uneven = UnevenBatch {
+            shape: *self,
+            ranks,
+        };
+        let dealt = greatest_common_divisor(self.accumulate.get(), ranks.get());
+        let cut = ranks.get() / dealt;
+        if !self.sequences.get().is_multiple_of(cut) {
+            return Err(uneven);
+        }
+        let sequences = NonZeroUsize::new(self.sequences.get() / cut).ok_or(uneven)?;
+        let accumulate = NonZeroUsize::new(self.accumulate.get() / dealt).ok_or(uneven)?;
+        Ok(Self {
+            sequences,
+            accumulate,
+            ..*self
+        })
+    }
+}
+
+/// Euclid's.
+fn greatest_common_divisor(a: usize, b: usize) -> usize {
+    if b == 0 {
+        a
+    } else {
+        greatest_common_divisor(b, a % b)
+    }
+}
+
+/// A step that cannot be divided evenly: some ranks would wait for others for ever.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "a step of {} * {} sequences (batch.sequences * batch.accumulate) cannot be divided by {ranks} \
+     devices, it must be a multiple of {ranks}",
+    shape.sequences, shape.accumulate
+)]
+pub struct UnevenBatch {
+    shape: BatchShape,
+    ranks: NonZeroUsize,
 }
 
 /// A micro-batch: `targets[b, t]` is the token after `inputs[b, t]`.
@@ -75,7 +130,12 @@ fn batch<B: Backend>(
 #[derive(Clone, Debug)]
 pub struct TrainBatches<B: Backend> {
     mixture: Arc<Mixture>,
+    /// What is taken of a step.
     shape: BatchShape,
+    /// Sequences of a whole step.
+    step_sequences: u64,
+    /// The first sequence of a step that is taken.
+    first_sequence: u64,
     first_step: u64,
     device: B::Device,
 }
@@ -107,9 +167,36 @@ impl<B: Backend> TrainBatches<B> {
         Self {
             mixture,
             shape,
+            step_sequences: shape.sequences_per_step() as u64,
+            first_sequence: 0,
             first_step,
             device,
         }
+    }
+
+    /// The share of one of some ranks, counted from 0, for its device.
+    ///
+    /// # Errors
+    /// [`UnevenBatch`] if the sequences of a step cannot be divided by the ranks.
+    pub fn share(
+        &self,
+        rank: usize,
+        ranks: NonZeroUsize,
+        device: B::Device,
+    ) -> Result<Self, UnevenBatch> {
+        let shape = self.shape.share(ranks)?;
+        let before = (rank * shape.sequences_per_step()) as u64;
+        Ok(Self {
+            shape,
+            first_sequence: self.first_sequence + before,
+            device,
+            ..self.clone()
+        })
+    }
+
+    /// What is taken of a step.
+    pub fn shape(&self) -> BatchShape {
+        self.shape
     }
 
     /// Windows in an epoch, of all sources together.
@@ -120,10 +207,10 @@ impl<B: Backend> TrainBatches<B> {
     /// The micro-batch at a position.
     pub fn at(&self, step: u64, micro: u64) -> TokenBatch<B> {
         let sequences = self.shape.sequences.get();
-        let micro = step
-            .wrapping_mul(self.shape.accumulate.get() as u64)
-            .wrapping_add(micro);
-        let first = micro.wrapping_mul(sequences as u64);
+        let first = step
+            .wrapping_mul(self.step_sequences)
+            .wrapping_add(self.first_sequence)
+            .wrapping_add(micro.wrapping_mul(sequences as u64));
         batch(
             sequences,
             self.shape.length.get(),
@@ -184,9 +271,9 @@ impl<B: Backend> Iterator for TrainIterator<'_, B> {
 
 impl<B: Backend> DataLoaderIterator<TokenBatch<B>> for TrainIterator<'_, B> {
     fn progress(&self) -> Progress {
-        let shape = &self.batches.shape;
-        let micro = self.step * shape.accumulate.get() as u64 + self.micro;
-        let samples = micro.saturating_mul(shape.sequences.get() as u64);
+        let batches = self.batches;
+        let micro = self.micro * batches.shape.sequences.get() as u64;
+        let samples = self.step.saturating_mul(batches.step_sequences) + micro;
         let windows = self.batches.windows();
         let seen = usize::try_from(samples % windows).unwrap_or(usize::MAX);
         Progress::new(seen, self.batches.num_items())

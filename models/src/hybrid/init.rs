@@ -7,6 +7,7 @@
 
 use burn::tensor::TensorData;
 use burn::tensor::backend::Backend;
+use rayon::prelude::*;
 
 use super::HybridLm;
 use crate::config::params::{Init, ParamSpec};
@@ -40,11 +41,32 @@ impl HybridConfig {
 
 /// The initial values of one parameter, row-major.
 pub fn initial_values(spec: &ParamSpec, seed: u64) -> Vec<f32> {
-    let mut draws = Draws::new(seed, &spec.name);
-    (0..spec.numel()).map(|_| draws.value(spec.init)).collect()
+    let first = Draws::new(seed, &spec.name);
+    let mut values = vec![0.0; spec.shape.iter().product()];
+    let chunks = values.par_chunks_mut(CHUNK).enumerate();
+    chunks.for_each(|(index, chunk)| {
+        let mut draws = first.after((index * CHUNK) as u64 * draws_of(spec.init));
+        chunk.fill_with(|| draws.value(spec.init));
+    });
+    values
+}
+
+/// Values that one core draws in a row.
+const CHUNK: usize = 1 << 15;
+
+/// Draws that a value takes.
+fn draws_of(init: Init) -> u64 {
+    match init {
+        Init::Constant(_) => 0,
+        Init::Normal { .. } => 2,
+        Init::Uniform { .. }
+        | Init::LogOfUniform { .. }
+        | Init::InverseSoftplusLogUniform { .. } => 1,
+    }
 }
 
 /// The stream of uniform draws of one parameter.
+#[derive(Clone, Copy)]
 struct Draws {
     state: u64,
 }
@@ -61,6 +83,12 @@ impl Draws {
         Self {
             state: mix(mix(seed.wrapping_add(GOLDEN)) ^ hash),
         }
+    }
+
+    /// The stream behind its next `count` draws.
+    fn after(self, count: u64) -> Self {
+        let state = self.state.wrapping_add(GOLDEN.wrapping_mul(count));
+        Self { state }
     }
 
     fn value(&mut self, init: Init) -> f32 {
@@ -106,4 +134,35 @@ fn mix(mut z: u64) -> u64 {
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     z ^ (z >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_drawn_on_all_cores_are_those_of_one() {
+        let dt = Init::InverseSoftplusLogUniform {
+            min: 1e-3,
+            max: 0.1,
+            floor: 1e-4,
+        };
+        let (low, high) = (1.0, 16.0);
+        for init in [
+            Init::Constant(0.5),
+            Init::Normal { std: 0.02 },
+            Init::Uniform { low, high },
+            Init::LogOfUniform { low, high },
+            dt,
+        ] {
+            let spec = ParamSpec {
+                name: "layers.0.mixer.x".to_owned(),
+                shape: vec![3, CHUNK],
+                init,
+            };
+            let mut draws = Draws::new(7, &spec.name);
+            let one_by_one: Vec<_> = (0..3 * CHUNK).map(|_| draws.value(init)).collect();
+            assert!(initial_values(&spec, 7) == one_by_one, "{init:?}");
+        }
+    }
 }

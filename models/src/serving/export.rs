@@ -190,6 +190,7 @@ impl Item<'_> {
         let key = RandomKey {
             seed: 0,
             step: 0,
+            micro_batch: 0,
             stream: Stream::Other(0),
         };
         let packed = quantize(view, Contraction::Rows, operand, key);

@@ -57,6 +57,7 @@ impl WeightRule {
         let key = RandomKey {
             seed: 0,
             step: 0,
+            micro_batch: 0,
             stream: Stream::Other(0),
         };
         on_floats!(floats, data => {

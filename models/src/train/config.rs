@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::DType;
 use burn_nvfp4::oscillation::OsciReset;
-use burn_nvfp4::recipe::{Override, PRESETS, Policy, Recipe, RecipeError, WarmUp};
+use burn_nvfp4::recipe::{
+    Override, PRESETS, Policy, Recipe, RecipeError, ScaleRenewal, WarmUp,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -64,7 +66,7 @@ pub struct TrainConfig {
     pub seed: u64,
     /// Optimizer steps.
     pub steps: u64,
-    /// What the device could do in the dtype of the GEMMs, in TFLOP/s, for the model FLOP
+    /// What one device could do in the dtype of the GEMMs, in TFLOP/s, for the model FLOP
     /// utilisation; absent: unknown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peak_tflops: Option<f64>,
@@ -84,6 +86,9 @@ pub struct TrainConfig {
     pub schedule: ScheduleConfig,
     /// Which arithmetic, on what.
     pub precision: PrecisionConfig,
+    /// Which devices train together; absent: one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parallel: Option<ParallelConfig>,
     /// When and on how much to validate.
     pub validation: ValidationConfig,
     /// When to save.
@@ -155,6 +160,14 @@ impl PrecisionConfig {
         preset.map_or("a recipe of its own", |preset| preset.name)
     }
 
+    /// True if a tensor scale of some layer outlasts its step.
+    fn keeps_scales(&self) -> bool {
+        let others = self.overrides.iter().map(|one| one.recipe);
+        let warm_up = self.warm_up.iter().map(|warm_up| warm_up.recipe);
+        let mut recipes = std::iter::once(self.recipe).chain(others).chain(warm_up);
+        recipes.any(|recipe| recipe.scale_renewal != ScaleRenewal::EveryUse)
+    }
+
     /// The policy for a model: names resolved, patterns checked against its layers.
     ///
     /// # Errors
@@ -218,6 +231,46 @@ impl Activations {
 
     fn are_f32(&self) -> bool {
         *self == Self::F32
+    }
+}
+
+/// Which devices train together.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ParallelConfig {
+    /// Their indices. Each takes an equal share of every step, so the run is the same on any number
+    /// of them, up to the order of sums.
+    pub devices: Vec<usize>,
+}
+
+impl ParallelConfig {
+    /// What makes no sense in it, with these steps and a recipe that keeps tensor scales between
+    /// them or does not: field, value, what would be right.
+    fn problem(
+        &self,
+        batch: &BatchShape,
+        keeps_scales: bool,
+    ) -> Option<(&'static str, String, String)> {
+        let devices = &self.devices;
+        let problem =
+            |expected: String| Some(("parallel.devices", format!("{devices:?}"), expected));
+        let repeated = |index: usize| devices[..index].contains(&devices[index]);
+        if (0..devices.len()).any(repeated) {
+            return problem("indices of different devices".to_owned());
+        }
+        let Some(ranks) = std::num::NonZeroUsize::new(devices.len()) else {
+            return problem("at least one device".to_owned());
+        };
+        // Each device would keep the amaxes of its own data, and a checkpoint those of the first.
+        if keeps_scales && ranks.get() > 1 {
+            return problem("one device with a recipe that has scale_renewal".to_owned());
+        }
+        batch.share(ranks).err().and_then(|_| {
+            problem(format!(
+                "as many as divide batch.sequences * batch.accumulate, which is {} * {}",
+                batch.sequences, batch.accumulate
+            ))
+        })
     }
 }
 
@@ -424,7 +477,12 @@ impl TrainConfig {
                 let value = format!("{:?}", self.peak_tflops);
                 Some(("peak_tflops", value, "positive, or absent".to_owned()))
             }
-            None => self.guard.problem(),
+            None => {
+                let parallel = self.parallel.as_ref();
+                let keeps_scales = self.precision.keeps_scales();
+                let problem = parallel.and_then(|it| it.problem(&self.batch, keeps_scales));
+                problem.or_else(|| self.guard.problem())
+            }
         };
         match problem {
             None => Ok(()),
@@ -471,8 +529,8 @@ impl TrainConfig {
         share_of(share, self.steps).saturating_mul(per_step as u64)
     }
 
-    /// What a resumed run must share with the one that it continues; where files lie, how often it
-    /// validates and saves, what the guard does and what the run writes at the end may change.
+    /// What a resumed run must share with the one that it continues; on which and how many devices
+    /// it trains, where files lie, how often it validates and saves, what the guard does and what the run writes at the end may change.
     pub fn identity(&self, model: &HybridConfig, data: u64, tokenizer: &str) -> Value {
         let mut identity = json!({
             "seed": self.seed,
@@ -611,5 +669,35 @@ mod tests {
             "guard.non_finite_in_a_row is 0",
         );
         check(&|c| c.sample.temperature = -1.0, "sample.temperature is -1");
+        let devices = |c: &mut TrainConfig, devices: &[usize]| {
+            let devices = devices.to_vec();
+            c.parallel = Some(ParallelConfig { devices });
+        };
+        check(
+            &|c| devices(c, &[]),
+            "parallel.devices is [], it must be at",
+        );
+        check(&|c| devices(c, &[1, 1]), "parallel.devices is [1, 1]");
+        // Eight sequences in a step.
+        check(
+            &|c| devices(c, &[0, 1, 2]),
+            "parallel.devices is [0, 1, 2], it must be as many as divide batch.sequences * \
+             batch.accumulate, which is 8 * 1",
+        );
+        check(
+            &|c| {
+                devices(c, &[0, 1]);
+                c.precision.recipe = burn_nvfp4::recipe::presets::NVIDIA_RENEWED_16;
+            },
+            "parallel.devices is [0, 1], it must be one device with a recipe that has scale_renewal",
+        );
+        let mut even = default.clone();
+        devices(&mut even, &[2, 0]);
+        even.validate().unwrap();
+        let identity = |config: &TrainConfig| {
+            let model = HybridConfig::preset("tiny-1m", 256).unwrap();
+            config.identity(&model, 0, "bytes")
+        };
+        assert_eq!(identity(&even), identity(&default), "devices may change");
     }
 }

@@ -6,6 +6,9 @@
 //! 3. the first intermediate value of the forward that does, found by running the step's
 //!    micro-batches once more: the same bits, because random bits are a function of the step;
 //! 4. where the forward is sound, the gradient that backward met first.
+//!
+//! On several ranks each looks into its own share of the data for 1 to 3. Gradients are summed by
+//! then, so 4 says the same on all.
 
 use burn::module::AutodiffModule;
 use burn::optim::GradientsParams;
@@ -42,13 +45,12 @@ fn is_finite<B: Backend, const D: usize>(value: Tensor<B, D>) -> bool {
     value.into_data().iter::<f32>().all(f32::is_finite)
 }
 
-/// Where NaN or infinity arose in a step; see the module.
-pub(super) fn place_of_non_finite<B, M>(
+/// Where NaN or infinity arose in what a step made of some micro-batches, up to their gradients.
+pub(super) fn place_in_forward<B, M>(
     model: &M,
-    grads: &GradientsParams,
     micro_batches: &[TokenBatch<B>],
     operand: Option<String>,
-) -> String
+) -> Option<String>
 where
     B: TrainingEngine,
     M: AutodiffModule<B> + Diagnose<B>,
@@ -60,9 +62,17 @@ where
     };
     let source = value_of_non_finite::<B, M>(model).or_else(forward);
     match (operand, source) {
-        (Some(operand), Some(source)) => format!("{operand}, from {source}"),
-        (Some(place), None) | (None, Some(place)) => place,
-        (None, None) => gradient_of_non_finite::<B, M>(model, grads)
-            .unwrap_or_else(|| "no single tensor (a sum overflowed)".to_owned()),
+        (Some(operand), Some(source)) => Some(format!("{operand}, from {source}")),
+        (operand, source) => operand.or(source),
     }
+}
+
+/// Where NaN or infinity arose in the gradients of a step whose forward is sound.
+pub(super) fn place_in_backward<B, M>(model: &M, grads: &GradientsParams) -> String
+where
+    B: TrainingEngine,
+    M: AutodiffModule<B>,
+{
+    gradient_of_non_finite::<B, M>(model, grads)
+        .unwrap_or_else(|| "no single tensor (a sum overflowed)".to_owned())
 }

@@ -1,8 +1,10 @@
 //! Puts a run together: burn-train's `SupervisedTraining` and `Learner` around our loop.
 
 use std::io::Write;
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 
+use burn::module::AutodiffModule;
 use burn::train::logger::InMemoryMetricLogger;
 use burn::train::{Interrupter, Learner, SupervisedTraining, TrainingStrategy};
 use burn_hybrid_ops::TrainingEngine;
@@ -17,7 +19,8 @@ use super::optim::{GroupedAdamW, OptimizerConfig, write_moments};
 use super::params::write_parameters;
 use super::plan::Outcome;
 use super::renderer::PlainRenderer;
-use super::schedule::{Schedule, WarmupStableDecay};
+use super::schedule::WarmupStableDecay;
+use super::strategy::ranks::{MakeLearner, Rank, Team};
 use super::strategy::{Components, StepStrategy, Trainable};
 
 /// Where progress is shown.
@@ -91,39 +94,55 @@ impl<B: TrainingEngine, M: Trainable<B>> Trainee<B, M> {
 /// What a run reads.
 #[derive(Debug)]
 pub struct Batches<B: TrainingEngine> {
-    /// Training, from the step on at which the run begins.
+    /// Training: whole steps, from that on at which the run begins. Ranks share them.
     pub train: TrainBatches<B>,
-    /// Validation.
+    /// Validation, on the device of the first rank.
     pub valid: ValidationBatches<B::InnerBackend>,
 }
 
-/// Trains until the last step or until `interrupter` stops the run.
+/// Trains until the last step or until `interrupter` stops the run, with one rank or several.
 ///
-/// Returns how it ended and the model without autodiff.
+/// Every rank calls `trainee` on its own thread, for its device, the first one first; what it gives
+/// has to be the same on each. Returns how the run ended and the models of all ranks without autodiff, which are equal.
 ///
 /// # Errors
-/// Whatever stopped the run: NaN too many times in a row, losses that stay up.
+/// [`TrainError::Uneven`] if the ranks cannot share a step evenly, what `trainee` reports, and
+/// whatever stopped the run: NaN too many times in a row, losses that stay up.
 pub fn fit<B: TrainingEngine, M: Trainable<B>>(
-    trainee: Trainee<B, M>,
+    ranks: Vec<Rank<B>>,
+    trainee: impl Fn(&B::Device) -> Result<Trainee<B, M>, TrainError> + Send + Sync + 'static,
     batches: Batches<B>,
-    schedule: Schedule,
     strategy: &Arc<StepStrategy>,
     display: Display,
     interrupter: Interrupter,
-) -> Result<(Outcome, M::Inference), TrainError> {
+) -> Result<(Outcome, Vec<M::Inference>), TrainError> {
     let plan = strategy.plan();
-    let scheduler = WarmupStableDecay::after(schedule, plan.position.step);
-    let learner = Learner::new(trainee.model, trainee.optimizer, scheduler);
+    let count = NonZeroUsize::new(ranks.len()).expect("a run has a rank");
+    let share = |rank: Rank<B>| {
+        let (number, device) = (rank.exchange.rank(), rank.device.clone());
+        let share = batches.train.share(number, count, device)?;
+        Ok((rank, share))
+    };
+    let ranks = ranks.into_iter().map(share);
+    let ranks = ranks.collect::<Result<Vec<_>, TrainError>>()?;
+    let (schedule, done) = (plan.schedule, plan.position.step);
+    let make: MakeLearner<B, M> = Arc::new(move |device| {
+        let Trainee { model, optimizer } = trainee(device)?;
+        let scheduler = WarmupStableDecay::after(schedule, done);
+        Ok(Learner::new(model, optimizer, scheduler))
+    });
+    let learner = make(&ranks[0].0.device)?;
+    let team = Team::new(strategy.clone(), ranks, make);
     let mut training = SupervisedTraining::<Components<B, M>>::new(
         strategy.directory().path(),
-        Arc::new(batches.train),
+        Arc::new(batches.train.clone()),
         Arc::new(batches.valid),
     )
     .with_interrupter(interrupter)
     // Ours is log.jsonl; burn's would be a file per metric and epoch.
     .with_metric_logger(InMemoryMetricLogger::default())
     .with_application_logger(None)
-    .with_training_strategy(TrainingStrategy::Custom(strategy.clone()));
+    .with_training_strategy(TrainingStrategy::Custom(team.clone()));
     let is_shown = |figure: &Figure| match figure {
         Figure::FlopUtilisation => plan.peak_flops.is_some(),
         Figure::OscillatingWeights => plan.oscillation.is_some(),
@@ -148,11 +167,13 @@ pub fn fit<B: TrainingEngine, M: Trainable<B>>(
         training = training.renderer(PlainRenderer::new(sink, every));
     }
     let result = training.launch(learner);
-    let model = result.model;
+    let others = team.take_models();
+    let others = others.iter().map(AutodiffModule::valid);
+    let models = std::iter::once(result.model).chain(others).collect();
     // Dropping the renderer gives the terminal back before anything else is written.
     drop(result.renderer);
     let outcome = strategy
         .take_outcome()
         .expect("launch runs the strategy to its end")?;
-    Ok((outcome, model))
+    Ok((outcome, models))
 }

@@ -1,26 +1,51 @@
-//! The gradient of a step as a whole: averaged, measured, clipped, checked.
+//! The gradient of a step as a whole: summed over ranks, measured, averaged, clipped, checked.
 //!
 //! burn clips every tensor by itself and sums accumulated gradients; a pretraining run clips by the
 //! norm over all parameters and averages.
 
-use burn::module::{AutodiffModule, ModuleVisitor, Param};
+use std::collections::VecDeque;
+
+use burn::module::{AutodiffModule, ModuleVisitor, Param, ParamId};
 use burn::optim::GradientsParams;
 use burn::tensor::ops::FloatTensor;
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{DType, Tensor, TensorPrimitive};
 use burn_hybrid_ops::{TrainingEngine, ops};
 
+use super::exchange::{Exchange, RankLost};
 use crate::hybrid::field_path::FieldPath;
 
-/// Multiplies the gradients by `average`, then clips their global norm at `clip_norm`; returns the
-/// norm before clipping.
+/// Replaces the gradients by their sums over all ranks, once per step.
 ///
-/// The squares are summed in f32 on the device, in the order of the parameters; one number is read.
-/// With a norm that is not finite the gradients are only averaged: the caller stops.
-pub fn average_and_clip<B: TrainingEngine, M: AutodiffModule<B>>(
+/// # Errors
+/// [`RankLost`] if one of the others is gone.
+pub(super) fn sum_over_ranks<B: TrainingEngine, M: AutodiffModule<B>>(
     model: &M,
     grads: &mut GradientsParams,
+    exchange: &dyn Exchange<B>,
+) -> Result<(), RankLost> {
+    if exchange.ranks() == 1 {
+        return Ok(());
+    }
+    // Taken out, so that nobody else holds them and a collective may work in place.
+    let mut own = Take::<B> {
+        grads,
+        taken: Vec::new(),
+    };
+    model.visit(&mut own);
+    let (ids, own): (Vec<_>, Vec<_>) = own.taken.into_iter().unzip();
+    let sums = exchange.sum(own)?;
+    let sums = ids.into_iter().zip(sums).collect();
+    model.visit(&mut PutBack::<B> { grads, sums });
+    Ok(())
+}
+
+/// Global norm of the gradients times `average`.
+///
+/// The squares are summed in f32 on the device, in the order of the parameters; one number is read.
+pub fn global_norm<B: TrainingEngine, M: AutodiffModule<B>>(
+    model: &M,
+    grads: &GradientsParams,
     average: f64,
-    clip_norm: Option<f64>,
 ) -> f64 {
     let mut all = Collect::<B> {
         grads,
@@ -33,7 +58,33 @@ pub fn average_and_clip<B: TrainingEngine, M: AutodiffModule<B>>(
         sum.sum
     });
     let squares = sum.map_or(0.0, |sum| f64::from(sum.into_scalar_f32()));
-    let norm = squares.sqrt() * average;
+    squares.sqrt() * average
+}
+
+/// Multiplies the gradients by `average`, then clips their global norm at `clip_norm`; returns the
+/// norm before clipping.
+pub fn average_and_clip<B: TrainingEngine, M: AutodiffModule<B>>(
+    model: &M,
+    grads: &mut GradientsParams,
+    average: f64,
+    clip_norm: Option<f64>,
+) -> f64 {
+    let norm = global_norm::<B, M>(model, grads, average);
+    average_and_clip_at::<B, M>(model, grads, average, norm, clip_norm);
+    norm
+}
+
+/// Multiplies the gradients by `average`, and clips them at `clip_norm` where `norm`, that of
+/// [`global_norm`], is larger.
+///
+/// With a norm that is not finite the gradients are only averaged: the caller stops.
+pub fn average_and_clip_at<B: TrainingEngine, M: AutodiffModule<B>>(
+    model: &M,
+    grads: &mut GradientsParams,
+    average: f64,
+    norm: f64,
+    clip_norm: Option<f64>,
+) {
     let clip = match clip_norm {
         Some(limit) if norm.is_finite() && norm > limit => limit / norm,
         Some(_) | None => 1.0,
@@ -42,7 +93,6 @@ pub fn average_and_clip<B: TrainingEngine, M: AutodiffModule<B>>(
     if factor != 1.0 {
         model.visit(&mut Scale { grads, factor });
     }
-    norm
 }
 
 /// Reads the one element of a tensor as f32.
@@ -57,7 +107,38 @@ impl<B: burn::tensor::backend::Backend> ScalarF32 for Tensor<B, 1> {
     }
 }
 
-/// The gradients without their ranks, in the order of the parameters.
+/// Takes the gradients out, without their dimensions, in the order of the parameters.
+struct Take<'a, B: TrainingEngine> {
+    grads: &'a mut GradientsParams,
+    taken: Vec<(ParamId, FloatTensor<B::InnerBackend>)>,
+}
+
+impl<B: TrainingEngine> ModuleVisitor<B> for Take<'_, B> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+        if let Some(grad) = self.grads.remove::<B::InnerBackend, D>(param.id) {
+            self.taken.push((param.id, grad.into_primitive().tensor()));
+        }
+    }
+}
+
+/// Puts gradients in, in the order in which [`Take`] has taken them.
+struct PutBack<'a, B: TrainingEngine> {
+    grads: &'a mut GradientsParams,
+    sums: VecDeque<(ParamId, FloatTensor<B::InnerBackend>)>,
+}
+
+impl<B: TrainingEngine> ModuleVisitor<B> for PutBack<'_, B> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+        if self.sums.front().is_some_and(|(id, _)| *id == param.id)
+            && let Some((_, sum)) = self.sums.pop_front()
+        {
+            let sum = Tensor::<B::InnerBackend, D>::from_primitive(TensorPrimitive::Float(sum));
+            self.grads.register(param.id, sum);
+        }
+    }
+}
+
+/// The gradients without their dimensions, in the order of the parameters.
 struct Collect<'a, B: TrainingEngine> {
     grads: &'a GradientsParams,
     found: Vec<FloatTensor<B::InnerBackend>>,

@@ -29,6 +29,9 @@ pub enum LogLine {
         parameters: u64,
         /// What was tokenised.
         data: Value,
+        /// Devices that train together.
+        #[serde(default = "one")]
+        ranks: usize,
     },
     /// The run continued after this step.
     Resume {
@@ -36,6 +39,9 @@ pub enum LogLine {
         step: u64,
         /// Newer checkpoints that were passed over, and why.
         damaged: Vec<String>,
+        /// Devices that train together from here on.
+        #[serde(default = "one")]
+        ranks: usize,
     },
     /// One optimizer step.
     Step {
@@ -114,6 +120,11 @@ pub enum LogLine {
     },
     /// The run is complete.
     Final(FinalLine),
+}
+
+/// The ranks of a log that does not name them.
+fn one() -> usize {
+    1
 }
 
 /// The last line of a complete run.
@@ -362,7 +373,11 @@ mod tests {
 
     fn resume(step: u64) -> LogLine {
         let damaged = Vec::new();
-        LogLine::Resume { step, damaged }
+        LogLine::Resume {
+            step,
+            damaged,
+            ranks: 1,
+        }
     }
 
     fn steps(path: &Path) -> Vec<Option<u64>> {

@@ -17,9 +17,6 @@ pub trait Numerics: Debug + Send + Sync {
     /// changes over the run depend on nothing else.
     fn begin_step(&self, step: u64, total: u64);
 
-    /// Called before each micro-batch of a step, counted from 0.
-    fn begin_micro_batch(&self, _micro_batch: u64) {}
-
     /// Numbers that the arithmetic carries from step to step, by name: what a checkpoint keeps, so
     /// that a resumed run goes on to the same bits.
     fn carried(&self) -> BTreeMap<String, f32> {
@@ -40,6 +37,11 @@ pub trait Numerics: Debug + Send + Sync {
     /// where nothing is measured.
     fn take_statistics(&self) -> Vec<OperandFigure> {
         Vec::new()
+    }
+
+    /// Calls `pass`, forward and backward of a micro-batch of the step, counted over all ranks.
+    fn in_micro_batch(&self, _index: u32, pass: &mut dyn FnMut()) {
+        pass();
     }
 
     /// Calls `forward` with every linear in high precision.
@@ -104,10 +106,6 @@ impl<B: Backend> Numerics for Quantized<B> {
         burn_nvfp4::set_progress::<B>(&self.device, Progress { step, total });
     }
 
-    fn begin_micro_batch(&self, micro_batch: u64) {
-        burn_nvfp4::set_micro_batch::<B>(&self.device, micro_batch);
-    }
-
     fn carried(&self) -> BTreeMap<String, f32> {
         kept_amaxes::<B>(&self.device)
     }
@@ -138,6 +136,10 @@ impl<B: Backend> Numerics for Quantized<B> {
             saturation: sample.statistics.saturation,
         };
         samples.operands.into_iter().map(figure).collect()
+    }
+
+    fn in_micro_batch(&self, index: u32, pass: &mut dyn FnMut()) {
+        burn_nvfp4::micro_batch(index, pass);
     }
 
     fn in_high_precision(&self, forward: &mut dyn FnMut()) {

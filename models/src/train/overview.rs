@@ -146,6 +146,7 @@ mod tests {
             model: json!(null),
             parameters: 1,
             data: json!(null),
+            ranks: 1,
         }
     }
 

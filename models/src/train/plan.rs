@@ -4,6 +4,7 @@ use serde_json::Value;
 
 use super::guard::GuardConfig;
 use super::oscillation::WatchedWeights;
+use super::schedule::Schedule;
 use crate::checkpoint::run::Position;
 
 /// What training waits for when a checkpoint is due.
@@ -23,10 +24,10 @@ pub struct StepPlan {
     pub position: Position,
     /// Steps of the whole run.
     pub total: u64,
-    /// Micro-batches in a step.
-    pub accumulate: usize,
     /// Training tokens in a step.
     pub tokens_per_step: usize,
+    /// Learning rate over the run.
+    pub schedule: Schedule,
     /// Largest global gradient norm.
     pub clip_norm: Option<f64>,
     /// Steps between validations.

@@ -2,7 +2,7 @@
 //!
 //! One step:
 //! 1. tell the backend where the run is ([`Numerics::begin_step`]);
-//! 2. forward and backward of every micro-batch, gradients summed;
+//! 2. forward and backward of every micro-batch, gradients summed, over all ranks too;
 //! 3. average them, measure and clip their global norm;
 //! 4. judge the step ([`super::guard`]): update the model, skip the step, go back, or stop;
 //! 5. learning rate, AdamW; what the arithmetic carries follows (`carrying`);
@@ -11,36 +11,41 @@
 //!
 //! After the last step the model is validated in the recipe's forward and in high precision.
 //!
+//! On several devices every rank runs this loop on a thread of its own ([`ranks`]); what they tell
+//! each other goes through an [`Exchange`]. The first rank validates, saves, logs and sounds; the
+//! others wait for it at the next step.
+//!
 //! burn's own strategy works in epochs, sums accumulated gradients, steps the schedule per
 //! micro-batch, and has no position to resume from. `fit` cannot return an error, so the result
 //! waits in [`StepStrategy::take_outcome`].
 
 mod carrying;
+pub mod ranks;
 mod saving;
 mod validation;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use burn::data::dataloader::Progress;
+use burn::data::dataloader::{DataLoader, Progress};
 use burn::module::AutodiffModule;
 use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::Tensor;
 use burn::train::metric::store::EventStoreClient;
 use burn::train::{
     EventProcessorTraining, InferenceStep, Learner, LearnerEvent, LearningComponentsMarker,
-    SupervisedLearningStrategy, SupervisedTrainingEventProcessor, TrainLoader, TrainStep,
-    TrainingComponents, TrainingItem, ValidLoader,
+    SupervisedTrainingEventProcessor, TrainStep, TrainingItem, ValidLoader,
 };
 use burn_hybrid_ops::TrainingEngine;
 
 use crate::checkpoint::run::writer::CheckpointWriter;
 use crate::checkpoint::run::{Best, NamedTensors, Position, RunCheckpoint, RunDirectory};
-use crate::data::TokenBatch;
+use crate::data::{TokenBatch, TrainBatches};
 
 use super::TrainError;
-use super::diagnosis::{Diagnose, place_of_non_finite};
-use super::gradients::{ScalarF32, average_and_clip};
+use super::diagnosis::{Diagnose, place_in_backward, place_in_forward};
+use super::exchange::{Exchange, Word};
+use super::gradients::{ScalarF32, average_and_clip_at, global_norm, sum_over_ranks};
 use super::guard::Verdict;
 use super::layers::OperandFigure;
 use super::log::{Forward, LogLine, RunLog, SkipReason, SkippedLine};
@@ -86,14 +91,13 @@ where
 /// Tells whoever watches the run of something that they should know now, in one line.
 pub type Alarm = Box<dyn Fn(&str) + Send + Sync>;
 
-/// The loop; see the module.
+/// What the ranks of a run have in common; see the module.
 pub struct StepStrategy {
     plan: StepPlan,
     directory: RunDirectory,
-    numerics: Box<dyn Numerics>,
     log: Mutex<RunLog>,
     alarm: Alarm,
-    /// What the loop takes up when it begins.
+    /// What the loops take up when they begin.
     carried: Mutex<NamedTensors>,
     outcome: Mutex<Option<Result<Outcome, TrainError>>>,
 }
@@ -109,19 +113,12 @@ impl std::fmt::Debug for StepStrategy {
 
 impl StepStrategy {
     /// A loop that saves to `directory`, writes to `log`, and sounds `alarm`.
-    pub fn new(
-        plan: StepPlan,
-        directory: RunDirectory,
-        log: RunLog,
-        numerics: Box<dyn Numerics>,
-        alarm: Alarm,
-    ) -> Arc<Self> {
+    pub fn new(plan: StepPlan, directory: RunDirectory, log: RunLog, alarm: Alarm) -> Arc<Self> {
         let (log, outcome) = (Mutex::new(log), Mutex::new(None));
         let carried = Mutex::default();
         Arc::new(Self {
             plan,
             directory,
-            numerics,
             log,
             alarm,
             carried,
@@ -132,6 +129,12 @@ impl StepStrategy {
     /// Has the loop continue with what the arithmetic carried when `checkpoint` was saved.
     pub fn take_up(&self, checkpoint: &RunCheckpoint) {
         *self.carried.lock().unwrap_or_else(PoisonError::into_inner) = checkpoint.carried.clone();
+    }
+
+    /// What every rank takes up when it begins.
+    fn carried(&self) -> NamedTensors {
+        let carried = self.carried.lock();
+        carried.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// What the loop goes by.
@@ -150,6 +153,10 @@ impl StepStrategy {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .take()
+    }
+
+    fn set_outcome(&self, outcome: Result<Outcome, TrainError>) {
+        *self.outcome.lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
     }
 
     /// Logs a line. A log that cannot be written is no reason to stop: its lines wait.
@@ -175,60 +182,14 @@ impl StepStrategy {
     }
 }
 
-impl<B: TrainingEngine, M: Trainable<B>> SupervisedLearningStrategy<Components<B, M>>
-    for StepStrategy
-{
-    fn fit(
-        &self,
-        components: TrainingComponents<Components<B, M>>,
-        learner: Learner<Components<B, M>>,
-        train: TrainLoader<Components<B, M>>,
-        valid: ValidLoader<Components<B, M>>,
-        _starting_epoch: usize,
-    ) -> (M, SupervisedTrainingEventProcessor<Components<B, M>>) {
-        let TrainingComponents {
-            interrupter,
-            event_processor,
-            event_store,
-            ..
-        } = components;
-        let mut run = Loop {
-            strategy: self,
-            learner,
-            valid,
-            events: event_processor,
-            store: event_store,
-            position: self.plan.position.clone(),
-            good: self.plan.position.clone(),
-            traces: None,
-            oscillating: None,
-            writer: CheckpointWriter::new(self.directory.clone(), self.plan.keep),
-            saved: self.plan.position.step,
-            unsaved: None,
-            begin: Instant::now(),
-            training_seconds: 0.0,
-            waited_seconds: 0.0,
-            taken: 0,
-        };
-        let carried =
-            std::mem::take(&mut *self.carried.lock().unwrap_or_else(PoisonError::into_inner));
-        let outcome = match run.take_up(carried) {
-            Ok(()) => run.run(&train, || interrupter.should_stop()),
-            Err(error) => Err(error.into()),
-        };
-        let outcome = run.finish(outcome);
-        *self.outcome.lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
-        (run.learner.model(), run.events)
-    }
-}
-
-/// The state of a run in progress.
+/// The state of a run in progress, as one rank has it.
 struct Loop<'a, B: TrainingEngine, M: Trainable<B>> {
     strategy: &'a StepStrategy,
     learner: Learner<Components<B, M>>,
-    valid: ValidLoader<Components<B, M>>,
-    events: SupervisedTrainingEventProcessor<Components<B, M>>,
-    store: Arc<EventStoreClient>,
+    numerics: Box<dyn Numerics>,
+    exchange: Box<dyn Exchange<B>>,
+    /// What the first rank has, and no other.
+    front: Option<Front<B, M>>,
     /// How far it is.
     position: Position,
     /// Where it last updated the model.
@@ -251,30 +212,55 @@ struct Loop<'a, B: TrainingEngine, M: Trainable<B>> {
     taken: usize,
 }
 
+/// What validates and shows.
+struct Front<B: TrainingEngine, M: Trainable<B>> {
+    valid: ValidLoader<Components<B, M>>,
+    events: SupervisedTrainingEventProcessor<Components<B, M>>,
+    store: Arc<EventStoreClient>,
+}
+
+/// How the steps of a run ended.
+enum Ended {
+    /// On request.
+    Interrupted,
+    /// After the last one, with its validation, if there was one.
+    AtLastStep(Option<f64>),
+}
+
 impl<B: TrainingEngine, M: Trainable<B>> Loop<'_, B, M> {
+    /// Takes every step that is left.
     fn run(
         &mut self,
-        train: &TrainLoader<Components<B, M>>,
+        train: &TrainBatches<B>,
         should_stop: impl Fn() -> bool,
-    ) -> Result<Outcome, TrainError> {
+    ) -> Result<Ended, TrainError> {
         let plan = &self.strategy.plan;
+        let accumulate = train.shape().accumulate.get();
         let mut batches = train.iter();
         let mut last_loss = None;
         while self.position.step < plan.total {
-            if should_stop() {
+            // The first rank's word counts, and nobody begins a step before it is given.
+            let word = Word {
+                stop: should_stop(),
+                ..Word::default()
+            };
+            if self.exchange.gather(word)?[0].stop {
                 self.save(self.position.clone());
-                return Ok(self.outcome(Ending::Interrupted));
+                return Ok(Ended::Interrupted);
             }
-            let micro = (0..plan.accumulate).map_while(|_| batches.next()).collect();
+            let micro = (0..accumulate).map_while(|_| batches.next()).collect();
             self.train_step(micro)?;
             let step = self.position.step;
             let last = step == plan.total;
             let save = step.is_multiple_of(plan.save_every) || last;
             if step.is_multiple_of(plan.validate_every) || last {
-                let loss = self.validate(Forward::Recipe);
-                last_loss = Some(loss);
+                last_loss = self.validate(Forward::Recipe);
                 let best = self.position.best;
-                if save && best.is_none_or(|best| loss < best.loss) && loss.is_finite() {
+                if save
+                    && let Some(loss) = last_loss
+                    && best.is_none_or(|best| loss < best.loss)
+                    && loss.is_finite()
+                {
                     self.position.best = Some(Best { step, loss });
                 }
             }
@@ -286,15 +272,25 @@ impl<B: TrainingEngine, M: Trainable<B>> Loop<'_, B, M> {
             }
             self.poll_writer();
         }
+        Ok(Ended::AtLastStep(last_loss))
+    }
+
+    /// What the first rank says when the steps are over.
+    fn conclude(&mut self, ended: Ended) -> Outcome {
+        let plan = &self.strategy.plan;
+        let validated = match ended {
+            Ended::Interrupted => return self.outcome(Ending::Interrupted),
+            Ended::AtLastStep(validated) => validated,
+        };
         let last = plan.total.saturating_sub(1);
-        self.strategy.numerics.begin_step(last, plan.total);
+        self.numerics.begin_step(last, plan.total);
         // A run that is resumed at its end has this validation in its log.
-        let recipe = last_loss.unwrap_or_else(|| self.measure(Forward::Recipe));
+        let recipe = validated.or_else(|| self.measure(Forward::Recipe));
         let high_precision = self.validate(Forward::HighPrecision);
-        Ok(self.outcome(Ending::Finished(FinalFigures {
-            recipe,
-            high_precision,
-        })))
+        self.outcome(Ending::Finished(FinalFigures {
+            recipe: recipe.unwrap_or(f64::NAN),
+            high_precision: high_precision.unwrap_or(f64::NAN),
+        }))
     }
 
     fn outcome(&self, ending: Ending) -> Outcome {
@@ -314,25 +310,57 @@ impl<B: TrainingEngine, M: Trainable<B>> Loop<'_, B, M> {
         (self.taken * self.strategy.plan.tokens_per_step) as f64 / self.training_seconds
     }
 
+    /// Logs a line, if this is the rank that writes.
+    fn log(&self, line: &LogLine) {
+        if self.front.is_some() {
+            self.strategy.log(line);
+        }
+    }
+
+    /// Sounds the alarm, if this is the rank that writes.
+    fn alarm(&self, text: &str) {
+        if self.front.is_some() {
+            (self.strategy.alarm)(text);
+        }
+    }
+
     /// Steps 1 to 6 of the module's list.
     fn train_step(&mut self, micro_batches: Vec<TokenBatch<B>>) -> Result<(), TrainError> {
         let plan = &self.strategy.plan;
         let begin = Instant::now();
         let step = self.position.step;
-        self.strategy.numerics.begin_step(step, plan.total);
+        self.numerics.begin_step(step, plan.total);
         let (mut grads, loss) = self.accumulate(&micro_batches);
-        let average = 1.0 / plan.accumulate as f64;
+        let average = 1.0 / (micro_batches.len() * self.exchange.ranks()) as f64;
         let model = self.learner.model();
-        let norm = average_and_clip::<B, M>(&model, &mut grads, average, plan.clip_norm);
-        let loss_value = f64::from(loss.clone().into_scalar_f32()) * average;
-        let operand = self.strategy.numerics.take_non_finite();
+        sum_over_ranks::<B, M>(&model, &mut grads, &*self.exchange)?;
+        // The loss first: reading it waits for the sums, hence for the backward of all ranks. Only
+        // then may this one wait for its device with a lock that another one's backward needs, as
+        // looking for operands that are no numbers does.
+        let own = Word {
+            loss: f64::from(loss.clone().into_scalar_f32()),
+            norm: global_norm::<B, M>(&model, &grads, average),
+            place: self.numerics.take_non_finite(),
+            ..Word::default()
+        };
+        let operand = own.place.clone();
+        let words = self.exchange.gather(own)?;
+        let loss_value = words.iter().map(|word| word.loss).sum::<f64>() * average;
+        // Devices may differ in the last bit of a norm, so that of the first rank holds for all.
+        let norm = words[0].norm;
+        average_and_clip_at::<B, M>(&model, &mut grads, average, norm, plan.clip_norm);
         self.position.step += 1;
         self.position.data_step += 1;
         self.taken += 1;
-        let finite = operand.is_none() && loss_value.is_finite() && norm.is_finite();
+        let sound = words.iter().all(|word| word.place.is_none());
+        let finite = sound && loss_value.is_finite() && norm.is_finite();
         let verdict = plan.guard.judge(&mut self.position, loss_value, finite);
-        let place = (verdict == Verdict::NonFinite)
-            .then(|| self.place_of_non_finite(&grads, &micro_batches, operand));
+        let place = match verdict {
+            Verdict::NonFinite => {
+                Some(self.place_of_non_finite(&grads, &micro_batches, operand)?)
+            }
+            Verdict::Update | Verdict::Skip { .. } | Verdict::Rewind { .. } => None,
+        };
         drop(model);
         let operands = self.take_statistics();
         self.learner.lr_step();
@@ -353,25 +381,39 @@ impl<B: TrainingEngine, M: Trainable<B>> Loop<'_, B, M> {
         }
     }
 
-    /// Layer and operand where a step went wrong.
+    /// Layer and operand where a step went wrong, and on which rank of several.
     fn place_of_non_finite(
         &self,
         grads: &GradientsParams,
         micro_batches: &[TokenBatch<B>],
         operand: Option<String>,
-    ) -> String {
-        let place = place_of_non_finite(&self.learner.model(), grads, micro_batches, operand);
+    ) -> Result<String, TrainError> {
+        let model = self.learner.model();
+        let own = Word {
+            place: place_in_forward(&model, micro_batches, operand),
+            ..Word::default()
+        };
         // Looking ran quantized layers again: what those found is not the next step's.
-        let _ = self.strategy.numerics.take_non_finite();
-        place
+        let _ = self.numerics.take_non_finite();
+        let words = self.exchange.gather(own)?;
+        let several = words.len() > 1;
+        let found = words.into_iter().map(|word| word.place).enumerate();
+        let found = found
+            .filter_map(|(rank, place)| Some((rank, place?)))
+            .next();
+        Ok(match found {
+            Some((rank, place)) if several => format!("{place} on rank {rank}"),
+            Some((_, place)) => place,
+            None => place_in_backward::<B, M>(&model, grads),
+        })
     }
 
     /// What quantization did in this step, logged if it was sampled. A step that goes wrong is
     /// where it is wanted most.
     fn take_statistics(&self) -> Arc<[OperandFigure]> {
-        let operands = self.strategy.numerics.take_statistics();
+        let operands = self.numerics.take_statistics();
         if !operands.is_empty() {
-            self.strategy.log(&LogLine::Quantization {
+            self.log(&LogLine::Quantization {
                 step: self.position.step,
                 operands: operands.clone(),
             });
@@ -388,6 +430,9 @@ impl<B: TrainingEngine, M: Trainable<B>> Loop<'_, B, M> {
         begin: Instant,
     ) {
         let plan = &self.strategy.plan;
+        if self.front.is_none() {
+            return;
+        }
         let step = self.position.step;
         let tokens_per_second = plan.tokens_per_step as f64 / begin.elapsed().as_secs_f64();
         let elapsed = self.begin.elapsed().as_secs_f64();
@@ -405,7 +450,7 @@ impl<B: TrainingEngine, M: Trainable<B>> Loop<'_, B, M> {
             seconds_left: (plan.total - step) as f64 * elapsed / self.taken as f64,
         };
         let learning_rate = self.learner.lr_current();
-        self.strategy.log(&LogLine::Step {
+        self.log(&LogLine::Step {
             step,
             loss: figures.loss,
             bits_per_byte: figures.bits_per_byte,
@@ -423,7 +468,11 @@ impl<B: TrainingEngine, M: Trainable<B>> Loop<'_, B, M> {
         };
         let (progress, step) = (self.progress(), Some(count(step)));
         let item = TrainingItem::new(item, progress.clone(), progress, step, Some(learning_rate));
-        self.events.process_train(LearnerEvent::ProcessedItem(item));
+        if let Some(front) = &mut self.front {
+            front
+                .events
+                .process_train(LearnerEvent::ProcessedItem(item));
+        }
     }
 
     /// Sums of gradients and losses over the micro-batches.
@@ -433,9 +482,14 @@ impl<B: TrainingEngine, M: Trainable<B>> Loop<'_, B, M> {
     ) -> (GradientsParams, Tensor<B::InnerBackend, 1>) {
         let mut summed = GradientsAccumulator::new();
         let mut total: Option<Tensor<B::InnerBackend, 1>> = None;
+        let first = self.exchange.rank() * micro_batches.len();
         for (index, batch) in micro_batches.iter().enumerate() {
-            self.strategy.numerics.begin_micro_batch(index as u64);
-            let output = self.learner.train_step(batch.clone());
+            let index = u32::try_from(first + index).unwrap_or(u32::MAX);
+            let mut output = None;
+            self.numerics.in_micro_batch(index, &mut || {
+                output = Some(self.learner.train_step(batch.clone()));
+            });
+            let output = output.expect("the pass was called");
             summed.accumulate(&self.learner.model(), output.grads);
             let loss = output.item.loss;
             total = Some(match total {
@@ -472,11 +526,11 @@ impl<B: TrainingEngine, M: Trainable<B>> Loop<'_, B, M> {
             (None, SkipReason::NonFinite) => "NaN or infinity".to_owned(),
             (None, SkipReason::Spike) => "the loss is an outlier".to_owned(),
         };
-        (self.strategy.alarm)(&format!(
+        self.alarm(&format!(
             "step {}: no update, loss {loss}, gradient norm {norm}: {why}; {} in a row, {} in all",
             line.step, line.in_a_row, line.skipped
         ));
-        self.strategy.log(&LogLine::Skipped(line));
+        self.log(&LogLine::Skipped(line));
         self.position.log_bytes = self.strategy.log_bytes();
         let in_a_row = self.position.non_finite_in_a_row;
         if reason == SkipReason::Spike || in_a_row < self.strategy.plan.guard.non_finite_in_a_row {

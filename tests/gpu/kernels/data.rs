@@ -11,6 +11,7 @@ use burn_nvfp4::rng::{RandomKey, Stream, philox4x32_10};
 pub(super) const KEY: RandomKey = RandomKey {
     seed: 0x0123_4567_89AB_CDEF,
     step: 0x0FED_CBA9_8765,
+    micro_batch: 0,
     stream: Stream::Wgrad,
 };
 pub(super) const AXES: [Contraction; 2] = [Contraction::Columns, Contraction::Rows];

@@ -164,7 +164,7 @@ fn too_many_bad_steps_in_a_row_stop_the_run_with_the_last_good_state() {
 }
 
 /// Lines that a model soon knows, and now and then a stretch of letters that occur nowhere else.
-fn tokens_with_surprises(dir: &Path) -> Arc<TokenFile> {
+pub(super) fn tokens_with_surprises(dir: &Path) -> Arc<TokenFile> {
     let path = dir.join("text.txt");
     let part = |i: u64| match i % 16 {
         15 => "QWERTYUIOPASDFGHJKLZXCVBNM".repeat(2) + "\n",

@@ -18,9 +18,12 @@ pub(super) fn check(index: usize) -> Result<(), String> {
     if !unsafe { sys::is_culib_present() } {
         return Err("--backend cuda: there is no NVIDIA driver (libcuda cannot be loaded)".into());
     }
-    result::init().map_err(|error| match error.0 {
-        sys::CUresult::CUDA_ERROR_NO_DEVICE => NO_GPU.to_owned(),
-        _ => format!("--backend cuda: the NVIDIA driver does not start: {error}"),
+    result::init().map_err(|error| {
+        if error.0 == sys::CUresult::CUDA_ERROR_NO_DEVICE {
+            NO_GPU.to_owned()
+        } else {
+            format!("--backend cuda: the NVIDIA driver does not start: {error}")
+        }
     })?;
     let count = result::device::get_count()
         .map_err(|error| format!("--backend cuda: cannot count the GPUs: {error}"))?;
@@ -52,6 +55,34 @@ pub(super) fn check(index: usize) -> Result<(), String> {
         ));
     }
     memory(index)
+}
+
+/// Checks that devices, which were checked one by one, can train together.
+///
+/// # Errors
+/// One line: what is missing, and what would be right.
+#[cfg(feature = "distributed")]
+pub(super) fn check_together(indices: &[usize]) -> Result<(), String> {
+    // SAFETY: looks whether the library can be loaded and calls nothing in it.
+    if !unsafe { cudarc::nccl::sys::is_culib_present() } {
+        return Err(
+            "--devices: NCCL is missing (libnccl.so cannot be loaded); install libnccl-dev, or link \
+             that name to libnccl.so.2 of the package nvidia-nccl in a folder of LD_LIBRARY_PATH"
+                .to_owned(),
+        );
+    }
+    let first = architecture(indices[0])?;
+    for &index in &indices[1..] {
+        let other = architecture(index)?;
+        if other != first {
+            return Err(format!(
+                "--devices: device {} is {first} and device {index} is {other}; only equal GPUs \
+                 train together",
+                indices[0]
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// The architecture of a device that was checked, as in `sm_90`.

@@ -1,12 +1,20 @@
 //! What a device of wgpu needs, looked for before Burn does: it answers with a panic on a server's
 //! thread.
 
-use burn::backend::wgpu::WgpuRuntime;
 use burn::backend::wgpu::graphics::{AutoGraphicsApi, GraphicsApi};
+use burn::backend::wgpu::{WgpuDevice, WgpuRuntime};
 use cubecl_runtime::runtime::Runtime;
 
 /// CubeCL's number for discrete GPUs among the kinds of device.
 const DISCRETE: u16 = 0;
+
+/// The device with an index.
+pub(super) fn device(index: usize) -> WgpuDevice {
+    match index {
+        0 => WgpuDevice::DefaultDevice,
+        index => WgpuDevice::DiscreteGpu(index),
+    }
+}
 
 /// Checks that there is an adapter, and one with this index.
 ///

@@ -31,7 +31,7 @@ impl<B: TrainingEngine, M: Trainable<B>> Loop<'_, B, M> {
             .into_iter()
             .partition(|(name, _)| name.starts_with(NUMBERS));
         let numbers = numbers.into_iter().filter_map(number).collect();
-        let refused = self.strategy.numerics.take_up(numbers).into_iter();
+        let refused = self.numerics.take_up(numbers).into_iter();
         let unknown = unknown.into_keys().chain(refused);
         problems.extend(unknown.map(|name| format!("{name}: nothing here carries it")));
         if problems.is_empty() {
@@ -55,13 +55,13 @@ impl<B: TrainingEngine, M: Trainable<B>> Loop<'_, B, M> {
         }
         self.oscillating = Some(found.oscillating);
         let step = self.position.step;
-        self.strategy.log(&LogLine::Oscillation { step, found });
+        self.log(&LogLine::Oscillation { step, found });
     }
 
     /// What a checkpoint of this position carries; reads tensors when it is called.
     pub(super) fn carried(&self) -> impl FnOnce() -> NamedTensors + Send + 'static {
         let traces = self.traces.as_ref().map(Traces::snapshot);
-        let numbers = self.strategy.numerics.carried();
+        let numbers = self.numerics.carried();
         move || {
             let mut carried = traces.map_or_else(NamedTensors::new, TraceSnapshot::into_tensors);
             let named = |(name, value)| (format!("{NUMBERS}{name}"), TensorData::from([value]));

@@ -9,6 +9,7 @@ use super::{Loop, Trainable};
 use crate::checkpoint::run::writer::Written;
 use crate::checkpoint::run::{NamedTensors, Position, RunCheckpoint, RunError, RunState, Versions};
 use crate::train::TrainError;
+use crate::train::exchange::Word;
 use crate::train::guard::SpikeAction;
 use crate::train::log::{LogLine, RewindLine, SkipReason};
 use crate::train::optim::{read_moments, write_moments};
@@ -17,9 +18,12 @@ use crate::train::plan::{Ending, Outcome, Snapshot};
 use crate::train::tap::optimizer_record;
 
 impl<B: TrainingEngine, M: Trainable<B>> Loop<'_, B, M> {
-    /// Has the state saved as that of `position`, once per step.
+    /// Has the state saved as that of `position`, once per step, by the rank that writes.
     pub(super) fn save(&mut self, position: Position) {
         let step = position.step;
+        let Some(front) = &self.front else {
+            return;
+        };
         if step <= self.saved {
             return;
         }
@@ -33,7 +37,7 @@ impl<B: TrainingEngine, M: Trainable<B>> Loop<'_, B, M> {
             config: plan.config.clone(),
         };
         let model = self.learner.model();
-        let records = optimizer_record(&self.learner, &self.store);
+        let records = optimizer_record(&self.learner, &front.store);
         let carried = self.carried();
         let take = move || RunCheckpoint {
             state,
@@ -73,15 +77,14 @@ impl<B: TrainingEngine, M: Trainable<B>> Loop<'_, B, M> {
         else {
             return;
         };
-        let strategy = self.strategy;
         let failed = |error: &RunError, consequence: &str| {
-            (strategy.alarm)(&format!("step {step}: {error}; {consequence}"));
+            self.alarm(&format!("step {step}: {error}; {consequence}"));
             let error = error.to_string();
-            strategy.log(&LogLine::SaveFailed { step, error });
+            self.log(&LogLine::SaveFailed { step, error });
         };
-        self.unsaved = match saved {
+        let unsaved = match saved {
             Ok(bytes) => {
-                strategy.log(&LogLine::Checkpoint {
+                self.log(&LogLine::Checkpoint {
                     step,
                     bytes,
                     seconds,
@@ -96,6 +99,7 @@ impl<B: TrainingEngine, M: Trainable<B>> Loop<'_, B, M> {
         if let Err(error) = rotated {
             failed(&error, "the run goes on, an older checkpoint stays");
         }
+        self.unsaved = unsaved;
     }
 
     /// The last act: waits for the writer, and says in the log why the run stops.
@@ -112,7 +116,7 @@ impl<B: TrainingEngine, M: Trainable<B>> Loop<'_, B, M> {
         match outcome {
             Ok(outcome) => {
                 if outcome.ending == Ending::Interrupted {
-                    self.strategy.log(&stopped("interrupted".to_owned()));
+                    self.log(&stopped("interrupted".to_owned()));
                 }
                 Ok(Outcome {
                     waited_seconds: self.waited_seconds,
@@ -121,17 +125,19 @@ impl<B: TrainingEngine, M: Trainable<B>> Loop<'_, B, M> {
                 })
             }
             Err(error) => {
-                self.strategy.log(&stopped(error.to_string()));
+                self.log(&stopped(error.to_string()));
                 Err(error)
             }
         }
     }
 
     /// Goes back to the newest intact checkpoint and on with the data after the outlier.
-    /// Without one, the step is skipped.
+    /// Without one, the step is skipped. Every rank reads the checkpoint itself.
     pub(super) fn rewind(&mut self, [loss, norm]: [f64; 2], limit: f64) -> Result<(), TrainError> {
         let written = self.writer.wait();
         self.note(written);
+        // Nobody looks before the rank that writes has written.
+        self.exchange.gather(Word::default())?;
         let from = self.position.step;
         let rewinds = self.position.rewinds + 1;
         let spike = self.strategy.plan.guard.spike;
@@ -156,7 +162,7 @@ impl<B: TrainingEngine, M: Trainable<B>> Loop<'_, B, M> {
             Err(error) => return Err(error.into()),
         };
         for error in &found.damaged {
-            (self.strategy.alarm)(&format!("{error}; it is passed over"));
+            self.alarm(&format!("{error}; it is passed over"));
         }
         let (to, data_step) = (found.checkpoint.step(), self.position.data_step);
         self.restore(found.checkpoint)?;
@@ -170,11 +176,11 @@ impl<B: TrainingEngine, M: Trainable<B>> Loop<'_, B, M> {
             limit,
             rewinds,
         };
-        (self.strategy.alarm)(&format!(
+        self.alarm(&format!(
             "step {from}: loss {loss}, more than {limit:.4}: back to step {to}, past the data in \
              between; {rewinds} of at most {at_most}"
         ));
-        self.strategy.log(&LogLine::Rewind(line));
+        self.log(&LogLine::Rewind(line));
         self.position.log_bytes = self.strategy.log_bytes();
         self.good = self.position.clone();
         Ok(())

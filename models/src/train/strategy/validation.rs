@@ -1,4 +1,4 @@
-//! Validation: the mean loss over windows that are always the same.
+//! Validation: the mean loss over windows that are always the same, on the first rank.
 
 use std::sync::Arc;
 
@@ -12,12 +12,14 @@ use crate::train::log::{Forward, LogLine};
 use crate::train::output::{Figures, LossOutput, bits_per_byte};
 
 impl<B: TrainingEngine, M: Trainable<B>> Loop<'_, B, M> {
-    /// Mean loss over the validation windows, in nats per token.
-    pub(super) fn measure(&self, forward: Forward) -> f64 {
+    /// Mean loss over the validation windows, in nats per token; `None` on ranks that do not
+    /// validate.
+    pub(super) fn measure(&self, forward: Forward) -> Option<f64> {
+        let front = self.front.as_ref()?;
         let model = self.learner.model().valid();
         let mean = || {
             let (mut sum, mut tokens) = (0.0, 0);
-            for batch in self.valid.iter() {
+            for batch in front.valid.iter() {
                 let output = model.step(batch);
                 sum += f64::from(output.loss.into_scalar_f32()) * output.tokens as f64;
                 tokens += output.tokens;
@@ -28,21 +30,19 @@ impl<B: TrainingEngine, M: Trainable<B>> Loop<'_, B, M> {
         match forward {
             Forward::Recipe => loss = mean(),
             Forward::HighPrecision => {
-                self.strategy
-                    .numerics
-                    .in_high_precision(&mut || loss = mean());
+                self.numerics.in_high_precision(&mut || loss = mean());
             }
         }
         // Validation is not training: what it found is not a reason to stop the next step.
-        let _ = self.strategy.numerics.take_non_finite();
-        loss
+        let _ = self.numerics.take_non_finite();
+        Some(loss)
     }
 
     /// Measures, logs and shows the validation loss.
-    pub(super) fn validate(&mut self, forward: Forward) -> f64 {
-        let loss = self.measure(forward);
+    pub(super) fn validate(&mut self, forward: Forward) -> Option<f64> {
+        let loss = self.measure(forward)?;
         let bits_per_byte = bits_per_byte(loss, self.strategy.plan.valid_bytes_per_token);
-        self.strategy.log(&LogLine::Validation {
+        self.log(&LogLine::Validation {
             step: self.position.step,
             forward,
             loss,
@@ -52,7 +52,7 @@ impl<B: TrainingEngine, M: Trainable<B>> Loop<'_, B, M> {
         if forward == Forward::Recipe {
             self.show_validation(loss, bits_per_byte);
         }
-        loss
+        Some(loss)
     }
 
     /// Sends a validation to the metrics, as one item.
@@ -75,6 +75,10 @@ impl<B: TrainingEngine, M: Trainable<B>> Loop<'_, B, M> {
             figures: Some(figures),
         };
         let item = TrainingItem::new(item, self.progress(), self.progress(), None, None);
-        self.events.process_valid(LearnerEvent::ProcessedItem(item));
+        if let Some(front) = &mut self.front {
+            front
+                .events
+                .process_valid(LearnerEvent::ProcessedItem(item));
+        }
     }
 }

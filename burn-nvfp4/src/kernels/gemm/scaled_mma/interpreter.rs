@@ -217,6 +217,7 @@ fn quantized(rows: usize, k: usize, block: BlockShape, seed: u64) -> PackedMatri
     let key = RandomKey {
         seed: 0,
         step: 0,
+        micro_batch: 0,
         stream: Stream::Other(0),
     };
     let view = MatrixView::new(&values, rows, k).unwrap();

@@ -34,7 +34,7 @@ use burn_backend::{Backend, DType, Shape, TensorData, TensorMetadata, read_sync}
 #[cfg(feature = "cubecl")]
 pub use fusion::record;
 pub use host::{HostMatrix, HostSlice, MemoryOrder};
-pub use linear::{Kept, Like, Wanted};
+pub use linear::{Kept, Like, Wanted, Weight, WeightOperands};
 pub use operand::{
     DeviceDecoded, DeviceOperand, DevicePacked, DeviceScales, Lifetime, Operand, OperandRequest,
     PackedLayout,
@@ -171,13 +171,18 @@ pub trait Nvfp4Engine: Backend {
         Cow::Borrowed("emulated: f32 GEMM of decoded operands on the host")
     }
 
-    /// `Y = X W + b`, and the operands that backward will need.
+    /// Packs a weight for all fprop and dgrad of a step.
     ///
-    /// This and the three that follow are whole passes of a linear. The defaults put them together
+    /// This and the four that follow are whole passes of a linear. The defaults put them together
     /// from the methods above; a backend that records operations overrides them to record one.
+    fn pack_weight(weight: FloatTensor<Self>, plan: &LinearPlan) -> WeightOperands<Self> {
+        linear::pack_weight::<Self>(weight, plan)
+    }
+
+    /// `Y = X W + b`, and the operands that backward will need.
     fn fprop(
         x: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
+        weight: Weight<Self>,
         bias: Option<FloatTensor<Self>>,
         plan: &LinearPlan,
         wanted: Wanted,
@@ -223,6 +228,7 @@ pub trait Nvfp4Engine: Backend {
         bias: Option<FloatTensor<Self>>,
         plan: LinearPlan,
     ) -> FloatTensor<Self> {
+        let weight = Weight::Tensor(weight);
         Self::fprop(x, weight, bias, &plan, Wanted::Nothing).0
     }
 

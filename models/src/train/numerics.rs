@@ -25,6 +25,12 @@ pub trait Numerics: Debug + Send + Sync {
         Vec::new()
     }
 
+    /// Calls `passes`, forward and backward of several micro-batches between which no weight
+    /// changes.
+    fn share_weights(&self, passes: &mut dyn FnMut()) {
+        passes();
+    }
+
     /// Calls `forward` with every linear in high precision.
     fn in_high_precision(&self, forward: &mut dyn FnMut());
 }
@@ -107,6 +113,10 @@ impl<B: Backend> Numerics for Quantized<B> {
             saturation: sample.statistics.saturation,
         };
         samples.operands.into_iter().map(figure).collect()
+    }
+
+    fn share_weights(&self, passes: &mut dyn FnMut()) {
+        burn_nvfp4::shared_weights(passes);
     }
 
     fn in_high_precision(&self, forward: &mut dyn FnMut()) {

@@ -409,14 +409,22 @@ impl<B: TrainingEngine, M: Trainable<B>> Loop<'_, B, M> {
     ) -> (GradientsParams, Tensor<B::InnerBackend, 1>) {
         let mut summed = GradientsAccumulator::new();
         let mut total: Option<Tensor<B::InnerBackend, 1>> = None;
-        for batch in micro_batches {
-            let output = self.learner.train_step(batch.clone());
-            summed.accumulate(&self.learner.model(), output.grads);
-            let loss = output.item.loss;
-            total = Some(match total {
-                Some(total) => total + loss,
-                None => loss,
-            });
+        let mut passes = || {
+            for batch in micro_batches {
+                let output = self.learner.train_step(batch.clone());
+                summed.accumulate(&self.learner.model(), output.grads);
+                let loss = output.item.loss;
+                total = Some(match total.take() {
+                    Some(total) => total + loss,
+                    None => loss,
+                });
+            }
+        };
+        // One micro-batch has nobody to share with.
+        if micro_batches.len() > 1 {
+            self.strategy.numerics.share_weights(&mut passes);
+        } else {
+            passes();
         }
         (summed.grads(), total.expect("the training data has no end"))
     }

@@ -23,6 +23,7 @@ pub mod plan;
 pub mod strategy;
 pub mod fit;
 pub mod overview;
+pub mod memory;
 
 use crate::checkpoint::run::RunError;
 

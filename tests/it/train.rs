@@ -7,9 +7,11 @@ mod accumulation;
 mod clipping;
 mod guard;
 mod layers;
+mod memory;
 mod mixed;
 mod non_finite;
 mod overfit;
+mod recompute;
 mod resume;
 
 use std::num::NonZeroUsize;

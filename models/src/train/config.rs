@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use crate::config::HybridConfig;
 use crate::data::BatchShape;
+use crate::hybrid::recompute::Recompute;
 
 pub use super::data::DataConfig;
 use super::guard::GuardConfig;
@@ -82,6 +83,9 @@ pub struct TrainConfig {
     pub schedule: ScheduleConfig,
     /// Which arithmetic, on what.
     pub precision: PrecisionConfig,
+    /// What is computed again instead of being kept; absent: nothing.
+    #[serde(default, skip_serializing_if = "MemoryConfig::is_default")]
+    pub memory: MemoryConfig,
     /// When and on how much to validate.
     pub validation: ValidationConfig,
     /// When to save.
@@ -192,6 +196,20 @@ impl Activations {
 
     fn are_f32(&self) -> bool {
         *self == Self::F32
+    }
+}
+
+/// What a step keeps in memory. No number that comes out depends on it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MemoryConfig {
+    /// What backward computes again instead of keeping it.
+    pub recompute: Recompute,
+}
+
+impl MemoryConfig {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
     }
 }
 

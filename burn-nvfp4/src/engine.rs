@@ -232,6 +232,12 @@ pub trait Nvfp4Engine: Backend {
         Self::fprop(x, weight, bias, &plan, Wanted::Nothing).0
     }
 
+    /// A gauge of the memory that `device` holds for the caller's thread, for any thread to read;
+    /// `None` where nobody counts it.
+    fn memory_gauge(_device: &Device<Self>) -> Option<MemoryGauge> {
+        None
+    }
+
     /// Says what runs how on `device`.
     fn support(_device: &Device<Self>) -> Support {
         Support {
@@ -258,6 +264,18 @@ const IN_PLACE: Support = Support {
     quantize: Cow::Borrowed("cpu, on the tensor's own buffer"),
     gemm: Cow::Borrowed("emulated: f32 GEMM of decoded operands"),
 };
+
+/// Reads an allocator; see [`Nvfp4Engine::memory_gauge`]. `None` if the device has failed.
+pub type MemoryGauge = Box<dyn Fn() -> Option<MemoryInUse> + Send>;
+
+/// What the allocator of a device says, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryInUse {
+    /// Of tensors that live.
+    pub in_use: u64,
+    /// Taken from the device, to be used again.
+    pub reserved: u64,
+}
 
 /// How a backend runs the parts of a quantized linear, in words.
 #[derive(Clone, Debug, PartialEq, Eq)]

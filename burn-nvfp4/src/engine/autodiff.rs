@@ -15,7 +15,7 @@ use burn_backend::{Backend, DType, TensorMetadata};
 
 use self::kept::{KeptByNode, KeptX, weight_of};
 use super::linear::{self, Kept, Like, Wanted};
-use super::{HostMatrix, Nvfp4Engine, Support, Weight};
+use super::{HostMatrix, MemoryGauge, Nvfp4Engine, Support, Weight};
 use crate::runtime::LinearPlan;
 use crate::stats::Counted;
 
@@ -95,6 +95,10 @@ impl<B: Nvfp4Engine, C: CheckpointStrategy> Nvfp4Engine for Autodiff<B, C> {
                 record::<B, C, 2>(prep, x, weight, None, plan)
             }
         }
+    }
+
+    fn memory_gauge(device: &Device<Self>) -> Option<MemoryGauge> {
+        B::memory_gauge(device)
     }
 
     fn support(device: &Device<Self>) -> Support {

@@ -19,8 +19,8 @@ use cubecl::server::ComputeServer;
 use super::cube::kept_form;
 use super::linear::{self, KeptUse, KeptUses, fprop_weight_use};
 use super::{
-    DeviceOperand, DevicePacked, DeviceScales, Kept, Like, Nvfp4Engine, Operand, PackedLayout,
-    Reading, Support, Wanted, Weight, WeightOperands,
+    DeviceOperand, DevicePacked, DeviceScales, Kept, Like, MemoryGauge, Nvfp4Engine, Operand,
+    PackedLayout, Reading, Support, Wanted, Weight, WeightOperands,
 };
 use crate::cpu::Contraction;
 use crate::runtime::LinearPlan;
@@ -261,6 +261,10 @@ where
         let made =
             record::<CubeBackend<R, F, I, BT>>("nvfp4::weight_backward", inputs, vec![weight], run);
         next(&mut made.into_iter())
+    }
+
+    fn memory_gauge(device: &Device<Self>) -> Option<MemoryGauge> {
+        CubeBackend::<R, F, I, BT>::memory_gauge(device)
     }
 
     fn support(device: &Device<Self>) -> Support {

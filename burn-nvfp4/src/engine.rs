@@ -35,7 +35,7 @@ use burn_backend::{Backend, DType, Shape, TensorData, TensorMetadata, read_sync}
 #[cfg(feature = "cubecl")]
 pub use fusion::record;
 pub use host::{HostMatrix, HostSlice, MemoryOrder};
-pub use linear::{Kept, Like, Wanted};
+pub use linear::{Kept, Like, Wanted, Weight, WeightOperands};
 pub use operand::{
     DeviceDecoded, DeviceOperand, DevicePacked, DeviceScales, Lifetime, Operand, OperandRequest,
     PackedLayout,
@@ -197,13 +197,18 @@ pub trait Nvfp4Engine: Backend {
         Cow::Borrowed("emulated: f32 GEMM of decoded operands on the host")
     }
 
-    /// `Y = X W + b`, and the operands that backward will need.
+    /// Packs a weight for all fprop and dgrad of a step.
     ///
-    /// This and the three that follow are whole passes of a linear. The defaults put them together
+    /// This and the four that follow are whole passes of a linear. The defaults put them together
     /// from the methods above; a backend that records operations overrides them to record one.
+    fn pack_weight(weight: FloatTensor<Self>, plan: &LinearPlan) -> WeightOperands<Self> {
+        linear::pack_weight::<Self>(weight, plan)
+    }
+
+    /// `Y = X W + b`, and the operands that backward will need.
     fn fprop(
         x: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
+        weight: Weight<Self>,
         bias: Option<FloatTensor<Self>>,
         plan: &LinearPlan,
         wanted: Wanted,
@@ -249,7 +254,14 @@ pub trait Nvfp4Engine: Backend {
         bias: Option<FloatTensor<Self>>,
         plan: LinearPlan,
     ) -> FloatTensor<Self> {
+        let weight = Weight::Tensor(weight);
         Self::fprop(x, weight, bias, &plan, Wanted::Nothing).0
+    }
+
+    /// A gauge of the memory that `device` holds for the caller's thread, for any thread to read;
+    /// `None` where nobody counts it.
+    fn memory_gauge(_device: &Device<Self>) -> Option<MemoryGauge> {
+        None
     }
 
     /// Says what runs how on `device`.
@@ -278,6 +290,18 @@ const IN_PLACE: Support = Support {
     quantize: Cow::Borrowed("cpu, on the tensor's own buffer"),
     gemm: Cow::Borrowed("emulated: f32 GEMM of decoded operands"),
 };
+
+/// Reads an allocator; see [`Nvfp4Engine::memory_gauge`]. `None` if the device has failed.
+pub type MemoryGauge = Box<dyn Fn() -> Option<MemoryInUse> + Send>;
+
+/// What the allocator of a device says, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryInUse {
+    /// Of tensors that live.
+    pub in_use: u64,
+    /// Taken from the device, to be used again.
+    pub reserved: u64,
+}
 
 /// How a backend runs the parts of a quantized linear, in words.
 #[derive(Clone, Debug, PartialEq, Eq)]

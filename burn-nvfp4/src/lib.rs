@@ -26,4 +26,4 @@ pub use runtime::{
     LinearPlan, NonFinite, policy, progress, seed, set_packed_weights, set_policy,
     set_progress, set_seed, set_watch, take_non_finite,
 };
-pub use scope::{current_layer, layer, micro_batch, precision};
+pub use scope::{current_layer, layer, micro_batch, precision, shared_weights};

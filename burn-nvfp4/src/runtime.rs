@@ -96,14 +96,14 @@ impl Default for Settings {
     }
 }
 
-type Key = (TypeId, DeviceId);
+pub(crate) type Key = (TypeId, DeviceId);
 
 static SETTINGS: LazyLock<RwLock<HashMap<Key, Settings>>> = LazyLock::new(RwLock::default);
 
 /// The first non-finite operand seen on each watched device.
 static NON_FINITE: LazyLock<RwLock<HashMap<Key, NonFinite>>> = LazyLock::new(RwLock::default);
 
-fn key<B: Backend>(device: &B::Device) -> Key {
+pub(crate) fn key<B: Backend>(device: &B::Device) -> Key {
     (TypeId::of::<B::Device>(), device.id())
 }
 

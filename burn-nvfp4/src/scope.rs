@@ -4,7 +4,9 @@
 //! called; the node of the linear keeps what held then. Backward never reads them: it runs after
 //! the scope has closed.
 
+use std::any::Any;
 use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 
 use crate::recipe::Recipe;
 
@@ -91,6 +93,58 @@ pub(crate) fn current_micro_batch() -> u32 {
     MICRO_BATCH.get()
 }
 
+thread_local! {
+    /// What the open [`shared_weights`] scopes hold, innermost last.
+    static SHARED: RefCell<Vec<HashMap<u64, Box<dyn Any>>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Has each weight that is a leaf of the graph packed once for all linears that `f` calls, fprop
+/// and dgrad, instead of once for each of them.
+///
+/// For the micro-batches of one step of `Nvfp4<Autodiff<B>>`: the results have the bits that they
+/// have without, and what was packed is dropped when `f` returns, before an optimizer changes the
+/// weights. A weight that is quantized in another way in between is packed again. With a single
+/// micro-batch it saves nothing.
+pub fn shared_weights<R>(f: impl FnOnce() -> R) -> R {
+    struct Close;
+    impl Drop for Close {
+        fn drop(&mut self) {
+            let closed = SHARED.with_borrow_mut(Vec::pop);
+            // Behind the borrow: what it holds may be anything.
+            drop(closed);
+        }
+    }
+
+    SHARED.with_borrow_mut(|open| open.push(HashMap::new()));
+    let _close = Close;
+    f()
+}
+
+/// What the innermost [`shared_weights`] scope holds under `key`, made anew if that is nothing or
+/// does not fit; `None` outside of every scope.
+pub(crate) fn shared<T: Clone + 'static>(
+    key: u64,
+    fits: impl FnOnce(&T) -> bool,
+    make: impl FnOnce() -> T,
+) -> Option<T> {
+    let held = SHARED.with_borrow(|open| {
+        let held = open.last()?.get(&key);
+        Some(held.and_then(|held| held.downcast_ref::<T>().cloned()))
+    })?;
+    if let Some(held) = held
+        && fits(&held)
+    {
+        return Some(held);
+    }
+    let made = make();
+    let replaced = SHARED.with_borrow_mut(|open| {
+        let scope = open.last_mut()?;
+        scope.insert(key, Box::new(made.clone()))
+    });
+    drop(replaced);
+    Some(made)
+}
+
 /// The name that a linear called here would have; `None` outside every [`layer`] scope.
 pub fn current_layer() -> Option<String> {
     SCOPE.with_borrow(|scope| (!scope.path.is_empty()).then(|| scope.path.clone()))
@@ -119,6 +173,34 @@ mod tests {
         }));
         assert!(panicked.is_err());
         assert_eq!(current_layer(), None);
+    }
+
+    #[test]
+    fn what_is_shared_is_made_once_in_a_scope_and_dropped_with_it() {
+        let made = std::cell::Cell::new(0);
+        let get = |version: u32| {
+            shared(
+                7,
+                |(made, _)| *made == version,
+                || {
+                    made.set(made.get() + 1);
+                    (version, std::rc::Rc::new(()))
+                },
+            )
+        };
+        assert!(get(1).is_none());
+        let outlived = shared_weights(|| {
+            let first = get(1).unwrap().1;
+            assert!(std::rc::Rc::ptr_eq(&first, &get(1).unwrap().1));
+            assert_eq!(made.get(), 1);
+            shared_weights(|| get(1).unwrap());
+            assert_eq!(made.get(), 2, "an inner scope has its own");
+            get(2).unwrap();
+            assert_eq!(made.get(), 3, "what does not fit is made again");
+            std::rc::Rc::downgrade(&get(2).unwrap().1)
+        });
+        assert!(outlived.upgrade().is_none());
+        assert!(get(2).is_none());
     }
 
     #[test]

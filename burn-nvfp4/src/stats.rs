@@ -9,6 +9,8 @@
 //! the executable specification: on a CPU where the tensor lies, on other devices from a copy that
 //! is read back, which waits for the device. Of several micro-batches the first is measured.
 //!
+//! Apart from samples, [`kept_bytes`] says what linears keep for backward, always and at no cost.
+//!
 //! How weights oscillate takes more than one step: [`crate::oscillation`].
 
 use std::borrow::Cow;
@@ -20,8 +22,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::runtime;
 
+mod kept;
 mod measure;
 
+pub(crate) use kept::Counted;
+pub use kept::{KeptBytes, kept_bytes};
 pub use measure::{ErrorSums, OperandStatistics};
 
 /// Samples that a device keeps until they are taken; later ones are counted and dropped.

@@ -19,11 +19,13 @@ use crate::nn::wide;
 use block::{Block, Mixer};
 use cache::Cache;
 use field_path::FieldPath;
+use recompute::Recompute;
 
 pub(crate) mod field_path;
 pub mod cache;
 pub mod block;
 pub mod init;
+pub mod recompute;
 
 /// A hybrid language model.
 #[derive(Module, Debug)]
@@ -40,6 +42,8 @@ pub struct HybridLm<B: Backend> {
     residual: Residual,
     #[module(skip)]
     activations: Option<DType>,
+    #[module(skip)]
+    recompute: Recompute,
 }
 
 /// The token embedding.
@@ -85,6 +89,7 @@ impl<B: Backend> HybridLm<B> {
             lm_head: Linear::new(&mut source, "lm_head"),
             residual: config.residual,
             activations: None,
+            recompute: Recompute::None,
         };
         assert!(
             source.left_over().is_empty(),
@@ -102,6 +107,16 @@ impl<B: Backend> HybridLm<B> {
             activations: Some(dtype),
             ..self
         }
+    }
+
+    /// The same model, with this left to backward when it is trained.
+    pub fn with_recompute(self, recompute: Recompute) -> Self {
+        Self { recompute, ..self }
+    }
+
+    /// What backward computes again when it is trained.
+    pub fn recompute(&self) -> Recompute {
+        self.recompute
     }
 
     /// The same weights with other bounds of `dt`, see [`DtLimit`].
@@ -208,14 +223,7 @@ impl<B: HybridEngine> HybridLm<B> {
         mut cache: Option<&mut Cache<B>>,
         mut pass: Pass<'_, B>,
     ) -> Tensor<B, 3> {
-        let embedded = module::embedding(self.embeddings.weight.val(), ids);
-        let mut h = match self.residual {
-            Residual::Activations => embedded.cast(pass.dtype()),
-            Residual::F32 => {
-                let dtype = wide(embedded.dtype());
-                embedded.cast(pass.dtype()).cast(dtype)
-            }
-        };
+        let mut h = self.embed(ids, pass.dtype());
         pass.observe("embed", || h.clone());
         for (index, layer) in self.layers.iter().enumerate() {
             let name = format!("layers.{index}");
@@ -226,6 +234,18 @@ impl<B: HybridEngine> HybridLm<B> {
         let hidden = self.norm_f.forward(h, pass.dtype());
         pass.observe("norm_f", || hidden.clone());
         hidden
+    }
+
+    /// The residual stream before the first block, of activations of this dtype.
+    fn embed(&self, ids: Tensor<B, 2, Int>, activations: DType) -> Tensor<B, 3> {
+        let embedded = module::embedding(self.embeddings.weight.val(), ids);
+        match self.residual {
+            Residual::Activations => embedded.cast(activations),
+            Residual::F32 => {
+                let dtype = wide(embedded.dtype());
+                embedded.cast(activations).cast(dtype)
+            }
+        }
     }
 
     /// Logits in f32 of what [`Self::forward_hidden`] and [`Self::extend_hidden`] give:

@@ -25,6 +25,7 @@ pub mod plan;
 pub mod strategy;
 pub mod fit;
 pub mod overview;
+pub mod memory;
 
 use crate::checkpoint::run::RunError;
 use crate::config::ConfigError;

@@ -14,8 +14,8 @@ use burn_nvfp4::recipe::{OperandSpec, Policy, Preset, Progress, Recipe, ScaleRen
 use burn_nvfp4::renewal::{kept_amaxes, set_kept_amaxes};
 use burn_nvfp4::stats::{GemmSample, Samples, set_sampling, take_samples};
 use burn_nvfp4::{
-    Nvfp4, Nvfp4Engine, layer, micro_batch, set_policy, set_progress, set_seed, set_watch,
-    take_non_finite,
+    Nvfp4, Nvfp4Engine, kernels, layer, micro_batch, set_policy, set_progress, set_seed, set_watch,
+    shared_weights, take_non_finite,
 };
 use tests::golden::{Record, te_nvfp4_directory};
 
@@ -287,6 +287,70 @@ fn a_device_keeps_the_amaxes_of_the_cpu() {
             assert!(distance <= 2e-6, "{mode}, result {at}: {distance:e}");
         }
     }
+}
+
+/// Forward and backward of three micro-batches through one weight, and how many kernels ran.
+fn micro_batches<B: AutodiffBackend>(weight: &Tensor<B, 2>) -> (Vec<Vec<f32>>, u64) {
+    let launches = kernels::launches();
+    let mut results = Vec::new();
+    for salt in [1, 5, 9] {
+        let x = tensor::<B, 3>([2, 24, 40], salt).require_grad();
+        let bias = Some(tensor::<B, 1>([56], 3));
+        let y = burn::tensor::module::linear(x.clone(), weight.clone(), bias);
+        let dy = tensor::<B, 3>([2, 24, 56], salt + 1);
+        let grads = (y.clone() * dy).sum().backward();
+        results.push(host(y));
+        results.push(host(x.grad(&grads).unwrap()));
+        results.push(host(weight.grad(&grads).unwrap()));
+    }
+    (results, kernels::launches() - launches)
+}
+
+/// Kills: a factor after the GEMM that belongs to another micro-batch's X.
+#[test]
+fn sharing_packed_weights_changes_no_results_on_a_device() {
+    let Some(_turn) = exclusive() else { return };
+    fn check<B: AutodiffBackend>(mode: &str) {
+        for preset in quantized_presets() {
+            use_recipe::<B>(preset.recipe);
+            let weight = tensor::<B, 2>([40, 56], 2).require_grad();
+            let (apart, many) = micro_batches(&weight);
+            let (shared, few) = shared_weights(|| micro_batches(&weight));
+            for (apart, shared) in apart.iter().zip(&shared) {
+                // A weight that needs two packings is decoded in the orientation of each.
+                let distance = distance(shared, apart);
+                assert!(distance <= 2e-6, "{mode}, {}: {distance:e}", preset.name);
+                let same = preset.recipe != presets::NVIDIA || is_same(shared, apart);
+                assert!(same, "{mode}, {}", preset.name);
+            }
+            assert!(few < many, "{mode}, {}: {few} of {many}", preset.name);
+        }
+    }
+    check::<Nvfp4<Autodiff<Plain>>>("plain");
+    check::<Nvfp4<Autodiff<Fused>>>("fused");
+}
+
+#[test]
+fn the_gauge_of_a_device_sees_a_tensor_come_and_go() {
+    let Some(_turn) = exclusive() else { return };
+    fn check<B: Nvfp4Engine>() {
+        let device = B::Device::default();
+        let gauge = B::memory_gauge(&device).unwrap();
+        let in_use = || {
+            B::sync(&device).unwrap();
+            gauge().unwrap().in_use
+        };
+        let before = in_use();
+        let x = Tensor::<Nvfp4<B>, 1>::from_data(TensorData::zeros::<f32, _>([1 << 18]), &device);
+        let with = in_use();
+        assert!(with >= before + (1 << 20), "{before} {with}");
+        drop(x);
+        B::sync(&device).unwrap();
+        let read_elsewhere = std::thread::spawn(move || gauge()).join().unwrap();
+        assert!(read_elsewhere.unwrap().in_use < with);
+    }
+    check::<Plain>();
+    check::<Fused>();
 }
 
 /// Golden `linear`: one layer of TransformerEngine's reference, stochastic rounding off.

@@ -8,7 +8,9 @@ use burn::prelude::*;
 use burn::tensor::DType;
 use burn::tensor::backend::AutodiffBackend;
 use burn_nvfp4::recipe::{OperandSpec, Policy, Progress, Recipe, presets};
-use burn_nvfp4::{Nvfp4, Nvfp4Engine, layer, precision, set_policy, set_progress, set_seed};
+use burn_nvfp4::{
+    Nvfp4, Nvfp4Engine, layer, precision, set_policy, set_progress, set_seed, shared_weights,
+};
 use tests::golden::{Record, te_nvfp4_directory};
 
 use crate::device::exclusive;
@@ -148,6 +150,38 @@ fn both_orders_give_the_same_bits_under_every_uniform_recipe() {
             assert!(outer == inner, "flex, {}", preset.name);
         }
     }
+}
+
+/// Kills: a shared weight of another micro-batch's factor, orientation or padding.
+#[test]
+fn sharing_packed_weights_changes_no_bits() {
+    let _turn = exclusive();
+    fn check<B: AutodiffBackend>() {
+        let run = |weight: &Tensor<B, 2>, bias: &Tensor<B, 1>| {
+            let mut results = Vec::new();
+            for salt in [1, 5, 9] {
+                let x = tensor::<B, 3>([2, 24, 40], salt).require_grad();
+                let (w, b) = (weight.clone(), Some(bias.clone()));
+                let y = burn::tensor::module::linear(x.clone(), w, b);
+                let dy = tensor::<B, 3>([2, 24, 56], salt + 1);
+                let grads = (y.clone() * dy).sum().backward();
+                results.push(bits(y));
+                results.push(bits(x.grad(&grads).unwrap()));
+                results.push(bits(weight.grad(&grads).unwrap()));
+            }
+            results
+        };
+        for preset in presets::PRESETS {
+            use_recipe::<B>(preset.recipe);
+            let weight = tensor::<B, 2>([40, 56], 2).require_grad();
+            let bias = tensor::<B, 1>([56], 3).require_grad();
+            let apart = run(&weight, &bias);
+            let shared = shared_weights(|| run(&weight, &bias));
+            assert!(apart == shared, "{}", preset.name);
+        }
+    }
+    check::<Nvfp4<Autodiff<NdArray>>>();
+    check::<Nvfp4<Autodiff<Flex>>>();
 }
 
 #[test]

@@ -7,11 +7,13 @@ mod accumulation;
 mod clipping;
 mod guard;
 mod layers;
+mod memory;
 mod mixed;
 mod non_finite;
 mod oscillation;
 mod overfit;
 mod ranks;
+mod recompute;
 mod resume;
 
 use std::num::NonZeroUsize;

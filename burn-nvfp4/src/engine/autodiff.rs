@@ -13,9 +13,15 @@ use burn_backend::ops::ModuleOps;
 use burn_backend::tensor::{Device, FloatTensor};
 use burn_backend::{Backend, DType, TensorMetadata};
 
+use self::kept::{KeptByNode, KeptX, weight_of};
 use super::linear::{self, Kept, Like, Wanted};
-use super::{HostMatrix, Nvfp4Engine, Support};
+use super::{HostMatrix, MemoryGauge, Nvfp4Engine, Support, Weight};
 use crate::runtime::LinearPlan;
+use crate::stats::Counted;
+
+mod kept;
+#[cfg(all(test, feature = "ndarray"))]
+mod tests;
 
 /// The op of the node; all it knows is in [`Saved`].
 #[derive(Debug)]
@@ -25,7 +31,7 @@ struct QuantizedLinear;
 #[derive(Clone, Debug)]
 struct Saved<B: Backend> {
     plan: LinearPlan,
-    kept: Kept<B>,
+    kept: KeptByNode<B>,
     x: Like,
     weight: Like,
     bias: Option<DType>,
@@ -49,7 +55,7 @@ impl<B: Nvfp4Engine, const N: usize> Backward<B, N> for QuantizedLinear {
         if let (Some(Some(node)), Some(dtype)) = (parents.next(), bias) {
             grads.register::<B>(node.id, linear::bias_grad::<B>(dy.clone(), dtype));
         }
-        let (dx, dw) = B::backward(kept, dy, &plan, x, weight);
+        let (dx, dw) = B::backward(kept.read(), dy, &plan, x, weight);
         for (node, grad) in [(x_node, dx), (weight_node, dw)] {
             if let (Some(node), Some(grad)) = (node, grad) {
                 grads.register::<B>(node.id, grad);
@@ -91,6 +97,10 @@ impl<B: Nvfp4Engine, C: CheckpointStrategy> Nvfp4Engine for Autodiff<B, C> {
         }
     }
 
+    fn memory_gauge(device: &Device<Self>) -> Option<MemoryGauge> {
+        B::memory_gauge(device)
+    }
+
     fn support(device: &Device<Self>) -> Support {
         B::support(device)
     }
@@ -111,30 +121,59 @@ fn record<B: Nvfp4Engine, C: CheckpointStrategy, const N: usize>(
         (false, true) => Wanted::X,
         (false, false) => Wanted::Nothing,
     };
-    let (x, weight, bias) = (
-        x.primitive,
-        weight.primitive,
-        bias.map(|bias| bias.primitive),
-    );
+    let bias = bias.map(|bias| bias.primitive);
     match prep.compute_bound().stateful() {
         OpsKind::Tracked(prep) => {
             let x_is = (x.shape(), x.dtype());
             let weight_is = (weight.shape(), weight.dtype());
             let bias_is = bias.as_ref().map(TensorMetadata::dtype);
-            let (y, kept) = B::fprop(x, weight, bias, &plan, wanted);
-            prep.finish(
-                Saved {
-                    plan,
-                    kept,
-                    x: x_is,
-                    weight: weight_is,
-                    bias: bias_is,
-                },
-                y,
-            )
+            let (y, kept) = forward::<B, C>(x, weight, bias, &plan, wanted);
+            let saved = Saved {
+                plan,
+                kept,
+                x: x_is,
+                weight: weight_is,
+                bias: bias_is,
+            };
+            prep.finish(saved, y)
         }
         OpsKind::UnTracked(prep) => {
-            prep.finish(B::fprop(x, weight, bias, &plan, Wanted::Nothing).0)
+            let weight = Weight::Tensor(weight.primitive);
+            prep.finish(B::fprop(x.primitive, weight, bias, &plan, Wanted::Nothing).0)
         }
     }
+}
+
+/// Runs fprop, and keeps for backward what is not kept yet.
+fn forward<B: Nvfp4Engine, C: CheckpointStrategy>(
+    x: FloatTensor<Autodiff<B, C>>,
+    weight: FloatTensor<Autodiff<B, C>>,
+    bias: Option<FloatTensor<B>>,
+    plan: &LinearPlan,
+    wanted: Wanted,
+) -> (FloatTensor<B>, KeptByNode<B>) {
+    let (device, id) = (B::float_device(&x.primitive), x.node.id.value);
+    let known = match wanted {
+        Wanted::Both => KeptX::<B>::of_last(id, plan),
+        Wanted::Nothing | Wanted::Weight | Wanted::X => None,
+    };
+    let asked = if known.is_some() {
+        wanted.without_x()
+    } else {
+        wanted
+    };
+    let (weight, counted) = weight_of::<B, C>(weight, plan);
+    let (y, kept) = B::fprop(x.primitive, weight, bias, plan, asked);
+    let Kept { weight, x, x_mean } = kept;
+    let counted = counted.or_else(|| {
+        let weight = weight.as_ref()?;
+        Some(Counted::new::<B>(&device, weight.bytes()))
+    });
+    let x = known.or_else(|| Some(KeptX::new(x?, x_mean, id, plan, &device)));
+    let kept = KeptByNode {
+        weight,
+        x,
+        _counted: counted,
+    };
+    (y, kept)
 }

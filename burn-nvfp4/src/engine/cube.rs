@@ -17,13 +17,14 @@ use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
 use cubecl::server::ComputeServer;
+use cubecl_common::stream_id::StreamId;
 
 use self::sides::{Dense, Sides, dense, fp4, operand_scale};
 use super::fusion::Form;
 use super::linear::KeptUse;
 use super::{
-    DeviceDecoded, DeviceOperand, DevicePacked, DeviceScales, Lifetime, Nvfp4Engine, Operand,
-    OperandRequest, Output, PackedLayout, Reading, Support, host, linear,
+    DeviceDecoded, DeviceOperand, DevicePacked, DeviceScales, Lifetime, MemoryGauge, MemoryInUse,
+    Nvfp4Engine, Operand, OperandRequest, Output, PackedLayout, Reading, Support, host, linear,
 };
 use crate::cpu::Contraction;
 use crate::kernels::alpha::OperandScale;
@@ -221,6 +222,18 @@ where
             &routines.dense.reason
         };
         Cow::Owned(reason.to_string())
+    }
+
+    fn memory_gauge(device: &Device<Self>) -> Option<MemoryGauge> {
+        // Each stream has an allocator of its own.
+        let (client, stream) = (R::client(device), StreamId::current());
+        Some(Box::new(move || {
+            let usage = stream.executes(|| client.memory_usage()).ok()?;
+            Some(MemoryInUse {
+                in_use: usage.bytes_in_use,
+                reserved: usage.bytes_reserved,
+            })
+        }))
     }
 
     fn support(device: &Device<Self>) -> Support {

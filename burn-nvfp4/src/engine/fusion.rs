@@ -17,10 +17,10 @@ use burn_ir::{CustomOpIr, HandleContainer, OperationIr, TensorIr};
 use cubecl::server::ComputeServer;
 
 use super::cube::kept_form;
-use super::linear::{self, KeptUse, KeptUses};
+use super::linear::{self, KeptUse, KeptUses, fprop_weight_use};
 use super::{
-    DeviceOperand, DevicePacked, DeviceScales, Kept, Like, Nvfp4Engine, Operand, PackedLayout,
-    Reading, Support, Wanted,
+    DeviceOperand, DevicePacked, DeviceScales, Kept, Like, MemoryGauge, Nvfp4Engine, Operand,
+    PackedLayout, Reading, Support, Wanted, Weight, WeightOperands,
 };
 use crate::cpu::Contraction;
 use crate::recipe::OperandSpec;
@@ -43,62 +43,114 @@ where
         CubeBackend::<R, F, I, BT>::packs_for_both_axes(device)
     }
 
+    fn pack_weight(weight: FloatTensor<Self>, plan: &LinearPlan) -> WeightOperands<Self> {
+        let device = Self::float_device(&weight);
+        if is_empty(&weight) || stays_with_burn::<Self>(&device, plan) {
+            return linear::pack_weight::<Self>(weight, plan);
+        }
+        let shape = weight.shape();
+        let kept = KeptUses::new::<Self>(plan, Wanted::Weight, &device).weight;
+        let dgrad = kept.filter(|kept| !kept.one_packing);
+        let fprop = KeptUse {
+            later: fprop_weight_use(plan),
+            one_packing: false,
+        };
+        let form = |kept| kept_form::<R>(&device, kept, &shape);
+        let forms = [Some(form(fprop)), dgrad.map(form)];
+        let outputs: Vec<_> = forms.iter().flatten().flat_map(Form::outputs).collect();
+        let made = if outputs.is_empty() {
+            vec![]
+        } else {
+            let (plan, promised) = (plan.clone(), forms.clone());
+            let inputs = vec![weight.clone()];
+            let name = "nvfp4::pack_weight";
+            record::<CubeBackend<R, F, I, BT>>(name, inputs, outputs, move |tensors| {
+                let weight = next(&mut tensors.into_iter());
+                let WeightOperands { fprop, dgrad, .. } =
+                    CubeBackend::<R, F, I, BT>::pack_weight(weight, &plan);
+                let operands = [Some(fprop), dgrad].into_iter().zip(&promised);
+                let operands = operands.filter_map(|(made, form)| made.zip(form.as_ref()));
+                operands
+                    .flat_map(|(made, form)| form.parts_of(made))
+                    .collect()
+            })
+        };
+        let mut made = made.into_iter();
+        let [fprop, dgrad] = forms.map(|form| {
+            form.map(|form| {
+                let itself = form.is_tensor().then(|| weight.clone());
+                form.join(itself, &mut made)
+            })
+        });
+        WeightOperands {
+            shape,
+            fprop: fprop.expect("fprop has an operand"),
+            dgrad,
+        }
+    }
+
     fn fprop(
         x: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
+        weight: Weight<Self>,
         bias: Option<FloatTensor<Self>>,
         plan: &LinearPlan,
         wanted: Wanted,
     ) -> (FloatTensor<Self>, Kept<Self>) {
         let device = Self::float_device(&x);
-        if [&x, &weight].map(is_empty) != [false; 2] || stays_with_burn::<Self>(&device, plan) {
+        let w_shape = weight.shape();
+        let empty = is_empty(&x) || w_shape.num_elements() == 0;
+        if empty || stays_with_burn::<Self>(&device, plan) {
             return linear::fprop::<Self>(x, weight, bias, plan, wanted);
         }
+        // What is packed already is not made again, and comes back as it is.
+        let (ready, wanted) = match &weight {
+            Weight::Tensor(_) => (None, wanted),
+            Weight::Operands(operands) => (
+                wanted.weight().then(|| operands.for_dgrad()),
+                wanted.without_weight(),
+            ),
+        };
         let mut y_shape = x.shape();
         let last = y_shape.num_dims() - 1;
-        y_shape[last] = weight.shape()[1];
-        let form = |uses: Option<KeptUse>, tensor: &FloatTensor<Self>| {
-            uses.map(|kept| kept_form::<R>(&device, kept, &tensor.shape()))
+        y_shape[last] = w_shape[1];
+        let form = |uses: Option<KeptUse>, shape: &Shape| {
+            uses.map(|kept| kept_form::<R>(&device, kept, shape))
         };
         let uses = KeptUses::new::<Self>(plan, wanted, &device);
-        let forms = [form(uses.weight, &weight), form(uses.x, &x)];
+        let forms = [form(uses.weight, &w_shape), form(uses.x, &x.shape())];
         let mut outputs = vec![(y_shape, x.dtype())];
         outputs.extend(forms.iter().flatten().flat_map(Form::outputs));
         let has_mean = uses.x.is_some() && plan.recipe.keeps_means_apart();
         outputs.extend(has_mean.then(|| mean_of(&x)));
 
         // A tensor that is kept as it is; packed ones are outputs of the operation.
-        let itself = |form: &Option<Form>, tensor: &FloatTensor<Self>| match form {
-            Some(Form::HighPrecision { .. }) => Some(tensor.clone()),
-            Some(Form::Packed { .. }) | None => None,
-        };
+        let is_tensor = |form: &Option<Form>| form.as_ref().is_some_and(Form::is_tensor);
         let [weight_form, x_form] = forms.clone();
-        let itself = [itself(&weight_form, &weight), itself(&x_form, &x)];
-        let inputs = [Some(x), Some(weight), bias];
+        let x_itself = is_tensor(&x_form).then(|| x.clone());
+        let (recorded, weight_parts) = RecordedWeight::split(weight);
+        let weight_itself = is_tensor(&weight_form).then(|| weight_parts[0].clone());
+        let inputs = std::iter::once(x).chain(weight_parts).chain(bias).collect();
         let owned = plan.clone();
         let promised = forms;
-        let mut made = record::<CubeBackend<R, F, I, BT>>(
-            "nvfp4::fprop",
-            inputs.into_iter().flatten().collect(),
-            outputs,
-            move |tensors| {
-                let mut tensors = tensors.into_iter();
-                let (x, weight) = (next(&mut tensors), next(&mut tensors));
-                let (y, kept) =
-                    CubeBackend::<R, F, I, BT>::fprop(x, weight, tensors.next(), &owned, wanted);
-                let Kept { weight, x, x_mean } = kept;
-                let kept = [weight, x].into_iter().zip(&promised);
-                let kept = kept.filter_map(|(operand, form)| operand.zip(form.as_ref()));
-                let parts = kept.flat_map(|(operand, form)| form.parts_of(operand));
-                std::iter::once(y).chain(parts).chain(x_mean).collect()
-            },
-        )
+        let name = "nvfp4::fprop";
+        let mut made = record::<CubeBackend<R, F, I, BT>>(name, inputs, outputs, move |tensors| {
+            let mut tensors = tensors.into_iter();
+            let x = next(&mut tensors);
+            let weight = recorded.clone().rejoin(&mut tensors);
+            let (y, kept) =
+                CubeBackend::<R, F, I, BT>::fprop(x, weight, tensors.next(), &owned, wanted);
+            let Kept { weight, x, x_mean } = kept;
+            let kept = [weight, x].into_iter().zip(&promised);
+            let kept = kept.filter_map(|(operand, form)| operand.zip(form.as_ref()));
+            let parts = kept.flat_map(|(operand, form)| form.parts_of(operand));
+            std::iter::once(y).chain(parts).chain(x_mean).collect()
+        })
         .into_iter();
         let y = next(&mut made);
-        let [weight_itself, x_itself] = itself;
         let weight = weight_form.map(|form| form.join(weight_itself, &mut made));
         let x = x_form.map(|form| form.join(x_itself, &mut made));
         let x_mean = made.next();
+        let weight = ready.or(weight);
         (y, Kept { weight, x, x_mean })
     }
 
@@ -226,6 +278,10 @@ where
         next(&mut made.into_iter())
     }
 
+    fn memory_gauge(device: &Device<Self>) -> Option<MemoryGauge> {
+        CubeBackend::<R, F, I, BT>::memory_gauge(device)
+    }
+
     fn support(device: &Device<Self>) -> Support {
         CubeBackend::<R, F, I, BT>::support(device)
     }
@@ -323,6 +379,49 @@ pub fn record<B: FusionBackend>(
     client.register(streams, OperationIr::Custom(desc), operation)
 }
 
+/// The weight of fprop without its tensors.
+#[derive(Clone, Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one exists for as long as an operation is recorded"
+)]
+enum RecordedWeight {
+    Tensor,
+    Operands { shape: Shape, fprop: Form },
+}
+
+impl RecordedWeight {
+    /// Takes a weight apart; that of dgrad stays outside of the operation.
+    fn split<B, T>(weight: Weight<B>) -> (Self, Vec<T>)
+    where
+        B: Backend<FloatTensorPrimitive = T, IntTensorPrimitive = T>,
+        T: TensorMetadata,
+    {
+        match weight {
+            Weight::Tensor(tensor) => (Self::Tensor, vec![tensor]),
+            Weight::Operands(WeightOperands { shape, fprop, .. }) => {
+                let (fprop, parts) = Form::split(fprop);
+                (Self::Operands { shape, fprop }, parts)
+            }
+        }
+    }
+
+    /// Puts back together what [`Self::split`] took apart.
+    fn rejoin<B, T>(self, parts: &mut impl Iterator<Item = T>) -> Weight<B>
+    where
+        B: Backend<FloatTensorPrimitive = T, IntTensorPrimitive = T>,
+    {
+        match self {
+            Self::Tensor => Weight::Tensor(next(parts)),
+            Self::Operands { shape, fprop } => Weight::Operands(WeightOperands {
+                shape,
+                fprop: fprop.rejoin(parts),
+                dgrad: None,
+            }),
+        }
+    }
+}
+
 /// A kept operand without its tensors: all that is known when the operation is recorded.
 #[derive(Clone, Debug)]
 #[expect(
@@ -344,6 +443,11 @@ pub(super) enum Form {
 }
 
 impl Form {
+    /// True if the operand is a tensor that was there before.
+    const fn is_tensor(&self) -> bool {
+        matches!(self, Self::HighPrecision { .. })
+    }
+
     /// Shape and dtype of the tensors that the operation makes for it.
     fn outputs(&self) -> Vec<(Shape, DType)> {
         match self {

@@ -25,11 +25,12 @@ use crate::rng::{RandomKey, Stream};
 use crate::runtime::LinearPlan;
 
 mod uses;
+mod weight;
 
-pub(super) use uses::{KeptUse, KeptUses};
-use uses::{
-    Use, dgrad_use, dgrad_weight_use, fprop_weight_use, fprop_x_use, wgrad_use, wgrad_x_use,
-};
+pub(super) use uses::{KeptUse, KeptUses, fprop_weight_use};
+use uses::{Use, dgrad_use, dgrad_weight_use, fprop_x_use, wgrad_use, wgrad_x_use};
+pub(crate) use weight::pack_weight;
+pub use weight::{Weight, WeightOperands};
 
 /// What [`Nvfp4Engine::quantize_operands`] returns.
 const ONE_EACH: &str = "one operand for each request";
@@ -57,6 +58,24 @@ impl Wanted {
     pub const fn x(self) -> bool {
         matches!(self, Self::X | Self::Both)
     }
+
+    /// The same without the weight, where that is there already.
+    #[must_use]
+    pub const fn without_weight(self) -> Self {
+        match self {
+            Self::Nothing | Self::Weight => Self::Nothing,
+            Self::X | Self::Both => Self::X,
+        }
+    }
+
+    /// The same without `X`, where that is there already.
+    #[must_use]
+    pub const fn without_x(self) -> Self {
+        match self {
+            Self::Nothing | Self::X => Self::Nothing,
+            Self::Weight | Self::Both => Self::Weight,
+        }
+    }
 }
 
 /// What backward needs of forward, as dgrad and wgrad read it.
@@ -76,7 +95,7 @@ pub type Like = (Shape, DType);
 /// `Y = X W + b`, and the operands that backward will need.
 pub(crate) fn fprop<B: Nvfp4Engine>(
     x: FloatTensor<B>,
-    weight: FloatTensor<B>,
+    weight: Weight<B>,
     bias: Option<FloatTensor<B>>,
     plan: &LinearPlan,
     wanted: Wanted,
@@ -89,18 +108,18 @@ pub(crate) fn fprop<B: Nvfp4Engine>(
 
     let device = B::float_device(&x);
     let kept = KeptUses::new::<B>(plan, wanted, &device);
-    let rhs = Shared::new(weight.clone(), fprop_weight_use(plan), kept.weight);
     if !recipe.fprop.is_quantized() && !B::has_own_gemm(&device) {
         let dtype = x.dtype();
         let (x_kept, x_mean) = keep_x::<B>(x.clone(), plan, kept.x);
         sample::burns_own::<B>("fprop", &x, plan);
+        let (weight, weight_kept) = weight.in_high_precision(plan, kept.weight);
         let y = B::linear(
             x,
             cast::<B>(weight, dtype),
             bias.map(|bias| cast::<B>(bias, dtype)),
         );
         let kept = Kept {
-            weight: rhs.later(plan),
+            weight: weight_kept,
             x: x_kept,
             x_mean,
         };
@@ -111,12 +130,12 @@ pub(crate) fn fprop<B: Nvfp4Engine>(
         dtype: x.dtype(),
         device: &device,
     };
-    let (lhs, kept_x, mean) = x_of_fprop::<B>(x, plan, kept.x);
-    let (rhs, kept_weight) = match &plan.weight {
-        // Backward and an optimizer need the tensor; what they change would not be seen here.
-        Some(packed) if wanted == Wanted::Nothing => (B::load_weight(packed, &device), None),
-        Some(_) | None => rhs.quantize(plan, Some(&lhs)),
-    };
+    let (lhs, kept_x, mean) = x_of_fprop::<B>(x, plan, kept.x, weight.ready());
+    // Backward and an optimizer need the tensor; what they change would not be seen in a weight
+    // that comes packed.
+    let comes_packed = plan.weight.as_deref();
+    let comes_packed = comes_packed.filter(|_| wanted == Wanted::Nothing);
+    let (rhs, kept_weight) = weight.quantize(&lhs, plan, kept.weight, comes_packed);
     let bias = match &mean {
         Some(mean) if recipe.fprop.is_quantized() => {
             Some(B::multiply_row(mean.clone(), &rhs, bias, &device))
@@ -138,16 +157,17 @@ fn x_of_fprop<B: Nvfp4Engine>(
     x: FloatTensor<B>,
     plan: &LinearPlan,
     kept: Option<KeptUse>,
+    rhs: Option<&Operand<B>>,
 ) -> (Operand<B>, Option<Operand<B>>, Option<FloatTensor<B>>) {
     let now = fprop_x_use(plan);
     if plan.recipe.fprop.is_quantized() || !plan.recipe.keeps_means_apart() {
         let Centred { rest, mean } = Centred::<B>::new(x, plan);
-        let (lhs, kept) = Shared::new(rest, now, kept).quantize(plan, None);
+        let (lhs, kept) = Shared::new(rest, now, kept).quantize(plan, rhs);
         return (lhs, kept, mean);
     }
     // fprop multiplies the tensor, backward the rest of it.
     let (kept, mean) = keep_x::<B>(x.clone(), plan, kept);
-    let (lhs, _) = Shared::new(x, now, None).quantize(plan, None);
+    let (lhs, _) = Shared::new(x, now, None).quantize(plan, rhs);
     (lhs, kept, mean)
 }
 
@@ -449,11 +469,24 @@ struct Shared<B: Backend> {
     tensor: FloatTensor<B>,
     now: Use,
     kept: Option<KeptUse>,
+    /// How long the operand of forward is needed.
+    lifetime: Lifetime,
 }
 
 impl<B: Nvfp4Engine> Shared<B> {
     fn new(tensor: FloatTensor<B>, now: Use, kept: Option<KeptUse>) -> Self {
-        Self { tensor, now, kept }
+        Self {
+            tensor,
+            now,
+            kept,
+            lifetime: Lifetime::OneGemm,
+        }
+    }
+
+    /// The operand of forward is kept as well.
+    fn all_kept(self) -> Self {
+        let lifetime = Lifetime::Kept;
+        Self { lifetime, ..self }
     }
 
     /// The operand of fprop, whose other operand may be there already, and what backward needs.
@@ -462,14 +495,19 @@ impl<B: Nvfp4Engine> Shared<B> {
         plan: &LinearPlan,
         other: Option<&Operand<B>>,
     ) -> (Operand<B>, Option<Operand<B>>) {
-        let Self { tensor, now, kept } = self;
+        let Self {
+            tensor,
+            now,
+            kept,
+            lifetime,
+        } = self;
         match kept {
             Some(KeptUse {
                 later,
                 one_packing: false,
             }) if later.reads_fprop(now, plan) => {
                 let (device, shape) = (B::float_device(&tensor), tensor.shape());
-                let made = now.quantize_for::<B>(tensor, plan, Lifetime::OneGemm, other);
+                let made = now.quantize_for::<B>(tensor, plan, lifetime, other);
                 let multiplied = B::dequantize_operand(&made, now.along, shape, &device);
                 let kept = later.quantize::<B>(multiplied, plan, Lifetime::Kept);
                 (made, Some(kept))
@@ -479,19 +517,23 @@ impl<B: Nvfp4Engine> Shared<B> {
                 one_packing: false,
             }) => {
                 let requests = [
-                    now.request(plan, Lifetime::OneGemm),
+                    now.request(plan, lifetime),
                     later.request(plan, Lifetime::Kept),
                 ];
                 let (now, kept) = pair(quantize_all(tensor, &requests, other, plan));
                 (now, Some(kept))
             }
             Some(_) => {
-                let packed = now.quantize_for::<B>(tensor, plan, Lifetime::NowAndKept, other);
+                let lifetime = match lifetime {
+                    Lifetime::OneGemm | Lifetime::NowAndKept => Lifetime::NowAndKept,
+                    Lifetime::Kept => Lifetime::Kept,
+                };
+                let packed = now.quantize_for::<B>(tensor, plan, lifetime, other);
                 let kept = packed.transposed().into_kept();
                 (packed, Some(kept))
             }
             None => {
-                let made = now.quantize_for::<B>(tensor, plan, Lifetime::OneGemm, other);
+                let made = now.quantize_for::<B>(tensor, plan, lifetime, other);
                 (made, None)
             }
         }

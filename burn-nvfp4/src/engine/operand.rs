@@ -191,6 +191,14 @@ impl<B: Backend> Operand<B> {
         }
     }
 
+    /// Bytes that the operand occupies if its tensor, should it be one, lives for it alone.
+    pub(super) fn bytes_of_activation(&self) -> usize {
+        match self {
+            Self::HighPrecision { tensor, .. } => tensor_bytes(tensor),
+            Self::Packed { .. } | Self::Decoded(_) | Self::Device(_) => self.bytes(),
+        }
+    }
+
     /// Bytes that the operand occupies beyond tensors that live anyway.
     pub fn bytes(&self) -> usize {
         match self {
@@ -218,6 +226,6 @@ impl<B: Backend> DevicePacked<B> {
     }
 }
 
-fn tensor_bytes(tensor: &impl TensorMetadata) -> usize {
+pub(super) fn tensor_bytes(tensor: &impl TensorMetadata) -> usize {
     tensor.shape().num_elements() * tensor.dtype().size()
 }

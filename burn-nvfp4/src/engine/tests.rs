@@ -1,20 +1,40 @@
 //! What the engine promises to every backend, and what a node keeps.
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+
 use burn::backend::NdArray;
 use burn_backend::tensor::FloatTensor;
 use burn_backend::{DType, Shape, TensorData};
 
-use super::Nvfp4Engine;
-use super::linear::{Kept, Wanted, backward, fprop};
+use super::linear::{Kept, Wanted, Weight, backward, fprop};
+use super::{Nvfp4Engine, Operand, OperandRequest, host};
 use crate::recipe::{Recipe, presets};
 use crate::runtime::LinearPlan;
 use crate::scope::precision;
 
 /// A backend with the memory of `NdArray` that knows nothing of it: `NdArray` behind the decorator,
-/// opted in with the empty impl that a user would write.
-type Portable = crate::Nvfp4<NdArray>;
+/// opted in with the impl that a user would write, empty but for a count.
+pub(super) type Portable = crate::Nvfp4<NdArray>;
 
-impl<B: Nvfp4Engine> Nvfp4Engine for crate::Nvfp4<B> {}
+thread_local! {
+    /// How often each operand was quantized, by GEMM and side.
+    static QUANTIZED: RefCell<BTreeMap<&'static str, usize>> = RefCell::default();
+}
+
+impl<B: Nvfp4Engine> Nvfp4Engine for crate::Nvfp4<B> {
+    fn quantize_operand(x: FloatTensor<Self>, request: &OperandRequest<'_>) -> Operand<Self> {
+        if request.spec.is_quantized() {
+            QUANTIZED.with_borrow_mut(|count| *count.entry(request.operand).or_default() += 1);
+        }
+        host::quantize::<Self>(x, request)
+    }
+}
+
+/// How often [`Portable`] has quantized each operand on this thread since the last call.
+pub(super) fn take_quantized() -> BTreeMap<&'static str, usize> {
+    QUANTIZED.take()
+}
 
 fn plan(recipe: Recipe) -> LinearPlan {
     LinearPlan {
@@ -45,7 +65,7 @@ fn run<B: Nvfp4Engine>(recipe: Recipe) -> [Vec<u32>; 3] {
         tensor::<B>([d_input, d_output], 0.2),
     );
     let all = Wanted::Both;
-    let (y, kept) = fprop::<B>(x, w, Some(bias::<B>(d_output)), &plan, all);
+    let (y, kept) = fprop::<B>(x, Weight::Tensor(w), Some(bias::<B>(d_output)), &plan, all);
     let dy = tensor::<B>([tokens, d_output], 0.3);
     let is = |rows, cols| (Shape::new([rows, cols]), DType::F32);
     let (dx, dw) = backward::<B>(kept, dy, &plan, is(tokens, d_input), is(d_input, d_output));
@@ -82,7 +102,8 @@ fn kept_bytes(recipe: Recipe, [tokens, d_input, d_output]: [usize; 3]) -> [usize
         tensor::<NdArray>([d_input, d_output], 0.2),
     );
     let all = Wanted::Both;
-    let (_, Kept { weight, x, .. }) = fprop::<NdArray>(x, w, None, &plan(recipe), all);
+    let (_, Kept { weight, x, .. }) =
+        fprop::<NdArray>(x, Weight::Tensor(w), None, &plan(recipe), all);
     [x, weight].map(|operand| operand.expect("both are kept").bytes())
 }
 
@@ -103,6 +124,6 @@ fn a_constant_input_keeps_nothing_for_its_own_gradient() {
         tensor::<NdArray>([48, 16], 0.2),
     );
     let only_dw = Wanted::X;
-    let (_, kept) = fprop::<NdArray>(x, w, None, &plan(presets::NVIDIA), only_dw);
+    let (_, kept) = fprop::<NdArray>(x, Weight::Tensor(w), None, &plan(presets::NVIDIA), only_dw);
     assert!(kept.weight.is_none() && kept.x.is_some());
 }

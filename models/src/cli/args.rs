@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use burn_nvfp4::recipe::{RecipeError, presets};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use burn_nvfp4_models::hybrid::recompute::Recompute;
 use burn_nvfp4_models::train::config::{
     Activations, BackendName, ModelSource, ParallelConfig, TrainConfig,
 };
@@ -389,6 +390,16 @@ pub(crate) struct TrainArgs {
     /// Dtype of the activations; parameters stay f32.
     #[arg(long, value_enum)]
     pub(crate) activations: Option<Activations>,
+    /// What backward computes again instead of keeping it: less memory, a third more time, the same
+    /// numbers.
+    #[arg(
+        long,
+        value_enum,
+        value_name = "WHAT",
+        num_args = 0..=1,
+        default_missing_value = "blocks"
+    )]
+    pub(crate) recompute: Option<Recompute>,
     /// Which GPU, counted from 0; CPU backends have none. One, whatever the configuration says.
     #[arg(long, value_name = "INDEX", conflicts_with = "devices")]
     pub(crate) device: Option<usize>,
@@ -492,6 +503,7 @@ impl TrainArgs {
         set(&mut config.precision.policy, &self.policy);
         set(&mut config.precision.backend, &self.backend);
         set(&mut config.precision.activations, &self.activations);
+        set(&mut config.memory.recompute, &self.recompute);
         set(&mut config.steps, &self.steps);
         set(&mut config.batch.sequences, &self.batch_size);
         set(&mut config.batch.length, &self.seq_len);

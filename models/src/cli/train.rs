@@ -169,7 +169,9 @@ impl Prepared {
         device: &B::Device,
     ) -> Result<Trainee<B, HybridLm<B>>, TrainError> {
         let model = self.model.try_init(device, self.config.seed)?;
-        let model = model.with_activations(self.config.precision.activations.dtype());
+        let model = model
+            .with_activations(self.config.precision.activations.dtype())
+            .with_recompute(self.config.memory.recompute);
         let trainee = Trainee::new(model, &self.config.optimizer);
         match self.begin.checkpoint() {
             None => Ok(trainee),

@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 
 use crate::config::HybridConfig;
 use crate::data::BatchShape;
+use crate::hybrid::recompute::Recompute;
 
 pub use super::data::DataConfig;
 use super::guard::GuardConfig;
@@ -89,6 +90,9 @@ pub struct TrainConfig {
     /// Which devices train together; absent: one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parallel: Option<ParallelConfig>,
+    /// What is computed again instead of being kept; absent: nothing.
+    #[serde(default, skip_serializing_if = "MemoryConfig::is_default")]
+    pub memory: MemoryConfig,
     /// When and on how much to validate.
     pub validation: ValidationConfig,
     /// When to save.
@@ -271,6 +275,20 @@ impl ParallelConfig {
                 batch.sequences, batch.accumulate
             ))
         })
+    }
+}
+
+/// What a step keeps in memory. No number that comes out depends on it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MemoryConfig {
+    /// What backward computes again instead of keeping it.
+    pub recompute: Recompute,
+}
+
+impl MemoryConfig {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
     }
 }
 

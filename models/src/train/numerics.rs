@@ -44,6 +44,12 @@ pub trait Numerics: Debug + Send + Sync {
         pass();
     }
 
+    /// Calls `passes`, forward and backward of several micro-batches between which no weight
+    /// changes.
+    fn share_weights(&self, passes: &mut dyn FnMut()) {
+        passes();
+    }
+
     /// Calls `forward` with every linear in high precision.
     fn in_high_precision(&self, forward: &mut dyn FnMut());
 }
@@ -140,6 +146,10 @@ impl<B: Backend> Numerics for Quantized<B> {
 
     fn in_micro_batch(&self, index: u32, pass: &mut dyn FnMut()) {
         burn_nvfp4::micro_batch(index, pass);
+    }
+
+    fn share_weights(&self, passes: &mut dyn FnMut()) {
+        burn_nvfp4::shared_weights(passes);
     }
 
     fn in_high_precision(&self, forward: &mut dyn FnMut()) {

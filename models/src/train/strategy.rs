@@ -483,19 +483,27 @@ impl<B: TrainingEngine, M: Trainable<B>> Loop<'_, B, M> {
         let mut summed = GradientsAccumulator::new();
         let mut total: Option<Tensor<B::InnerBackend, 1>> = None;
         let first = self.exchange.rank() * micro_batches.len();
-        for (index, batch) in micro_batches.iter().enumerate() {
-            let index = u32::try_from(first + index).unwrap_or(u32::MAX);
-            let mut output = None;
-            self.numerics.in_micro_batch(index, &mut || {
-                output = Some(self.learner.train_step(batch.clone()));
-            });
-            let output = output.expect("the pass was called");
-            summed.accumulate(&self.learner.model(), output.grads);
-            let loss = output.item.loss;
-            total = Some(match total {
-                Some(total) => total + loss,
-                None => loss,
-            });
+        let mut passes = || {
+            for (index, batch) in micro_batches.iter().enumerate() {
+                let index = u32::try_from(first + index).unwrap_or(u32::MAX);
+                let mut output = None;
+                self.numerics.in_micro_batch(index, &mut || {
+                    output = Some(self.learner.train_step(batch.clone()));
+                });
+                let output = output.expect("the pass was called");
+                summed.accumulate(&self.learner.model(), output.grads);
+                let loss = output.item.loss;
+                total = Some(match total.take() {
+                    Some(total) => total + loss,
+                    None => loss,
+                });
+            }
+        };
+        // One micro-batch has nobody to share with.
+        if micro_batches.len() > 1 {
+            self.numerics.share_weights(&mut passes);
+        } else {
+            passes();
         }
         (summed.grads(), total.expect("the training data has no end"))
     }

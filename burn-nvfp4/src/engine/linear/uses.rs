@@ -120,7 +120,7 @@ pub(super) fn fprop_x_use(plan: &LinearPlan) -> Use {
     }
 }
 
-pub(super) fn fprop_weight_use(plan: &LinearPlan) -> Use {
+pub(in super::super) fn fprop_weight_use(plan: &LinearPlan) -> Use {
     Use {
         spec: plan.recipe.fprop.rhs,
         along: Contraction::Rows,

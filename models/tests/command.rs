@@ -16,6 +16,8 @@ use tempfile::TempDir;
 
 #[path = "command/shelf.rs"]
 mod shelf;
+#[path = "command/compare.rs"]
+mod compare;
 #[path = "command/resume.rs"]
 mod resume;
 #[cfg(unix)]

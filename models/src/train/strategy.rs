@@ -41,7 +41,7 @@ use super::TrainError;
 use super::diagnosis::{Diagnose, place_of_non_finite};
 use super::gradients::{ScalarF32, average_and_clip};
 use super::guard::Verdict;
-use super::layers::OperandFigure;
+use super::layers::{OperandFigure, Statistics};
 use super::log::{Forward, LogLine, RunLog, SkipReason, SkippedLine};
 use super::numerics::Numerics;
 use super::optim::GroupedAdamW;
@@ -346,12 +346,14 @@ impl<B: TrainingEngine, M: Trainable<B>> Loop<'_, B, M> {
     /// What quantization did in this step, logged if it was sampled. A step that goes wrong is
     /// where it is wanted most.
     fn take_statistics(&self) -> Arc<[OperandFigure]> {
-        let operands = self.strategy.numerics.take_statistics();
+        let Statistics { operands, gemms } = self.strategy.numerics.take_statistics();
+        let step = self.position.step;
+        if !gemms.is_empty() {
+            self.strategy.log(&LogLine::Gemms { step, gemms });
+        }
         if !operands.is_empty() {
-            self.strategy.log(&LogLine::Quantization {
-                step: self.position.step,
-                operands: operands.clone(),
-            });
+            let operands = operands.clone();
+            self.strategy.log(&LogLine::Quantization { step, operands });
         }
         operands.into()
     }

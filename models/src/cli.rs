@@ -18,6 +18,7 @@ pub(crate) mod model_folder;
 pub(crate) mod train;
 pub(crate) mod runs;
 pub(crate) mod compare;
+pub(crate) mod page;
 pub(crate) mod generate;
 pub(crate) mod progress;
 pub(crate) mod tokenize;
@@ -105,6 +106,7 @@ pub(crate) fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<Succe
         Command::Train(arguments) => train::train(&arguments),
         Command::Runs(arguments) => runs::list(&arguments),
         Command::Compare(arguments) => compare::compare(&arguments),
+        Command::Report(arguments) => page::report(&arguments),
         Command::Tokenize(arguments) => tokenize::tokenize(&arguments),
         Command::Generate(arguments) => generate::generate(&arguments),
         Command::Quantize(arguments) => serve::quantize(&arguments),

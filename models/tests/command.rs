@@ -18,6 +18,8 @@ use tempfile::TempDir;
 mod shelf;
 #[path = "command/compare.rs"]
 mod compare;
+#[path = "command/report.rs"]
+mod report;
 #[path = "command/resume.rs"]
 mod resume;
 #[cfg(unix)]

@@ -35,6 +35,10 @@ pub(crate) enum Command {
     /// The same command goes on where it was stopped. Ctrl-C stops as in `train`. Two processes may
     /// work on one study: each takes runs that no other one has.
     Compare(CompareArgs),
+    /// Write one HTML page about a run, or about a study that `compare` made: losses, gaps, what
+    /// quantization does to each layer, which routine multiplied what, speed, memory. It opens
+    /// without a network.
+    Report(ReportArgs),
     /// Tokenise texts of any size into a folder that `train` reads, on all cores.
     ///
     /// Interrupted, the same command goes on behind the last whole shard.
@@ -393,6 +397,20 @@ pub(crate) struct CompareArgs {
     /// Steps between lines; a tenth of the run if absent.
     #[arg(long, value_name = "N")]
     pub(crate) log_every: Option<NonZeroUsize>,
+}
+
+/// Arguments of `nvfp4 report`.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct ReportArgs {
+    /// Folder of a run, or of a study.
+    #[arg(value_name = "FOLDER")]
+    pub(crate) folder: PathBuf,
+    /// Folder of another run, whose losses this one's are compared with.
+    #[arg(long, value_name = "RUN")]
+    pub(crate) against: Option<PathBuf>,
+    /// File to write; report.html in FOLDER if absent.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: Option<PathBuf>,
 }
 
 /// Arguments of `nvfp4 train`; each overrides one field of the configuration.

@@ -14,8 +14,8 @@ use serde::{Deserialize, Serialize};
 
 use super::record::{Loss, RunRecord, StepPoint};
 
-/// Share of a run's steps in a smoothing window.
-const WINDOW: u64 = 40;
+/// A smoothing window is one in so many of a run's steps.
+const WINDOW: u64 = 20;
 
 /// A gap at a step: over the seeds.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]

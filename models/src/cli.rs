@@ -7,6 +7,9 @@ mod panics;
 pub(crate) mod args;
 pub(crate) mod sources;
 pub(crate) mod signal;
+pub(crate) mod memory;
+pub(crate) mod table;
+pub(crate) mod chart;
 pub(crate) mod plot;
 pub(crate) mod report;
 pub(crate) mod prepare;
@@ -14,6 +17,8 @@ pub(crate) mod backend;
 pub(crate) mod model_folder;
 pub(crate) mod train;
 pub(crate) mod runs;
+pub(crate) mod compare;
+pub(crate) mod page;
 pub(crate) mod generate;
 pub(crate) mod progress;
 pub(crate) mod tokenize;
@@ -100,6 +105,8 @@ pub(crate) fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<Succe
     match arguments.command {
         Command::Train(arguments) => train::train(&arguments),
         Command::Runs(arguments) => runs::list(&arguments),
+        Command::Compare(arguments) => compare::compare(&arguments),
+        Command::Report(arguments) => page::report(&arguments),
         Command::Tokenize(arguments) => tokenize::tokenize(&arguments),
         Command::Generate(arguments) => generate::generate(&arguments),
         Command::Quantize(arguments) => serve::quantize(&arguments),

@@ -10,3 +10,4 @@ pub mod serving;
 pub mod generate;
 pub mod eval;
 pub mod train;
+pub mod study;

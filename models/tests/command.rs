@@ -16,6 +16,10 @@ use tempfile::TempDir;
 
 #[path = "command/shelf.rs"]
 mod shelf;
+#[path = "command/compare.rs"]
+mod compare;
+#[path = "command/report.rs"]
+mod report;
 #[path = "command/resume.rs"]
 mod resume;
 #[cfg(unix)]

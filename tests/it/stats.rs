@@ -129,7 +129,17 @@ fn what_stays_in_high_precision_is_in_the_table_of_gemms() {
     sample_every(1);
     step(presets::HIGH_PRECISION, 0, 1);
     set_sampling::<NdArray>(&Default::default(), None);
-    assert!(taken().operands.is_empty());
+    let samples = taken();
+    assert!(samples.operands.is_empty());
+    let ran = samples
+        .gemms
+        .iter()
+        .map(|s| (s.gemm.as_ref(), s.routine.as_ref()));
+    let own = "Burn's own op";
+    assert_eq!(
+        ran.collect::<Vec<_>>(),
+        [("fprop", own), ("dgrad", own), ("wgrad", own)]
+    );
 }
 
 #[test]

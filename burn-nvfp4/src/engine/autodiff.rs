@@ -15,7 +15,7 @@ use burn_backend::{Backend, DType, TensorMetadata};
 
 use self::kept::{KeptByNode, KeptX, weight_of};
 use super::linear::{self, Kept, Like, Wanted};
-use super::{HostMatrix, MemoryGauge, Nvfp4Engine, Support, Weight};
+use super::{HostMatrix, MemoryGauge, Nvfp4Engine, Support, Weight, sample};
 use crate::runtime::LinearPlan;
 use crate::stats::Counted;
 
@@ -81,6 +81,14 @@ impl<B: Nvfp4Engine, C: CheckpointStrategy> Nvfp4Engine for Autodiff<B, C> {
         let one_dtype = weight.dtype() == dtype && bias.as_ref().is_none_or(|b| b.dtype() == dtype);
         let own_gemm = B::has_own_gemm(&B::float_device(&x.primitive));
         if !plan.recipe.is_quantized() && one_dtype && !own_gemm {
+            let gemms = [
+                ("fprop", true),
+                ("dgrad", x.is_tracked()),
+                ("wgrad", weight.is_tracked()),
+            ];
+            for (gemm, _) in gemms.into_iter().filter(|(_, runs)| *runs) {
+                sample::burns_own::<B>(gemm, &x.primitive, &plan);
+            }
             return <Self as ModuleOps<Self>>::linear(x, weight, bias);
         }
         // The number of parents is a const generic of burn-autodiff.

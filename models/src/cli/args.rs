@@ -32,6 +32,16 @@ pub(crate) enum Command {
     Train(Box<TrainArgs>),
     /// List the runs of a folder: state, steps, loss, lowest validation loss, recipe, age.
     Runs(RunsArgs),
+    /// Train the same model on the same data, order and seeds under a list of recipes, and say how
+    /// far each lies from the reference.
+    ///
+    /// The same command goes on where it was stopped. Ctrl-C stops as in `train`. Two processes may
+    /// work on one study: each takes runs that no other one has.
+    Compare(CompareArgs),
+    /// Write one HTML page about a run, or about a study that `compare` made: losses, gaps, what
+    /// quantization does to each layer, which routine multiplied what, speed, memory. It opens
+    /// without a network.
+    Report(ReportArgs),
     /// Tokenise texts of any size into a folder that `train` reads, on all cores.
     ///
     /// Interrupted, the same command goes on behind the last whole shard.
@@ -355,6 +365,55 @@ pub(crate) struct RunsArgs {
     /// The folder that holds the folders of the runs.
     #[arg(value_name = "DIR", default_value = "runs")]
     pub(crate) folder: PathBuf,
+}
+
+/// Arguments of `nvfp4 compare`.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct CompareArgs {
+    /// The study (TOML): a base run, seeds, arms.
+    #[arg(value_name = "STUDY")]
+    pub(crate) study: PathBuf,
+    /// Folder of the study; runs/ and its name if absent.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
+    /// A text file, a folder of text files, or a folder that `nvfp4 tokenize` wrote.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) data: Option<PathBuf>,
+    /// A Hugging Face tokenizer.json.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tokenizer: Option<PathBuf>,
+    /// What runs the tensors.
+    #[arg(long, value_enum)]
+    pub(crate) backend: Option<BackendName>,
+    /// Which GPU, counted from 0; CPU backends have none.
+    #[arg(long, value_name = "INDEX", default_value_t = 0)]
+    pub(crate) device: usize,
+    /// Train only this arm; `*` matches any characters. Repeatable.
+    #[arg(long, value_name = "ARM")]
+    pub(crate) only: Vec<String>,
+    /// Train only these of the study's seeds, separated by commas.
+    #[arg(long, value_name = "SEEDS", value_delimiter = ',')]
+    pub(crate) seeds: Vec<u64>,
+    /// Train nothing; make the outcome of the runs that are there.
+    #[arg(long, conflicts_with_all = ["only", "seeds", "data", "tokenizer", "backend"])]
+    pub(crate) table: bool,
+    /// Steps between lines; a tenth of the run if absent.
+    #[arg(long, value_name = "N")]
+    pub(crate) log_every: Option<NonZeroUsize>,
+}
+
+/// Arguments of `nvfp4 report`.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct ReportArgs {
+    /// Folder of a run, or of a study.
+    #[arg(value_name = "FOLDER")]
+    pub(crate) folder: PathBuf,
+    /// Folder of another run, whose losses this one's are compared with.
+    #[arg(long, value_name = "RUN")]
+    pub(crate) against: Option<PathBuf>,
+    /// File to write; report.html in FOLDER if absent.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: Option<PathBuf>,
 }
 
 /// Arguments of `nvfp4 train`; each overrides one field of the configuration.

@@ -54,6 +54,17 @@ pub(crate) fn check(backend: BackendName, device: usize) -> Result<(), Failure> 
     }
 }
 
+/// Bytes that are taken of the memory of a CUDA device, by whomever; `None` where nobody tells.
+pub(super) fn cuda_memory_in_use(device: usize) -> Option<u64> {
+    #[cfg(feature = "cuda")]
+    return cuda::memory_in_use(device);
+    #[cfg(not(feature = "cuda"))]
+    {
+        let _ = device;
+        None
+    }
+}
+
 /// What a command does once its backend is known.
 pub(super) trait OnBackend {
     /// The dtype of its floats, which the device has to support.

@@ -4,12 +4,12 @@
 
 use std::fs;
 use std::io::{IsTerminal, stdout};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
 use burn_nvfp4_models::checkpoint::run::{
-    Found, RunCheckpoint, RunDirectory, RunError, Versions, differences,
+    Found, RunCheckpoint, RunDirectory, RunError, RunLock, Versions, differences,
 };
 use burn_nvfp4_models::config::HybridConfig;
 use burn_nvfp4_models::data::dataset::is_tokens;
@@ -21,6 +21,23 @@ use super::{Failure, backend, sources};
 
 /// The default run.
 const DEFAULT: &str = include_str!("../../../configs/default.toml");
+
+/// A run as it is asked for.
+#[derive(Debug)]
+pub(super) struct Request {
+    /// The resolved configuration.
+    pub(super) config: TrainConfig,
+    pub(super) directory: RunDirectory,
+    pub(super) begin: Begin,
+    /// The right to write into the directory, if it was taken already.
+    pub(super) lock: Option<RunLock>,
+    /// Folder for the tokens of a text.
+    pub(super) cache: PathBuf,
+    /// Indices of the GPUs, one for each rank.
+    pub(super) devices: Vec<usize>,
+    pub(super) plain: bool,
+    pub(super) log_every: usize,
+}
 
 /// Everything that is known before a backend is chosen.
 #[derive(Debug)]
@@ -35,6 +52,7 @@ pub(crate) struct Prepared {
     pub(super) data: Dataset,
     pub(super) directory: RunDirectory,
     pub(super) begin: Begin,
+    pub(super) lock: Option<RunLock>,
     pub(super) identity: Value,
     /// Indices of the GPUs, one for each rank.
     pub(super) devices: Vec<usize>,
@@ -69,19 +87,63 @@ impl Begin {
 /// [`Failure`], one line each.
 pub(super) fn prepare(arguments: &TrainArgs) -> Result<Prepared, Failure> {
     let (config, directory, begin) = resolve(arguments)?;
-    let devices = match (arguments.device, &config.parallel) {
+    let runs = directory.path().parent().unwrap_or(Path::new("."));
+    prepare_request(Request {
+        cache: runs.join("tokens"),
+        devices: devices(arguments, &config),
+        config,
+        directory,
+        begin,
+        lock: None,
+        plain: arguments.plain || !stdout().is_terminal(),
+        log_every: arguments.log_every,
+    })
+}
+
+/// The devices that are asked for: the arguments' or the configuration's, else the first.
+fn devices(arguments: &TrainArgs, config: &TrainConfig) -> Vec<usize> {
+    match (arguments.device, &config.parallel) {
         (Some(device), _) => vec![device],
         (None, Some(parallel)) => parallel.devices.clone(),
         (None, None) => vec![0],
-    };
-    backend::training::check(config.precision.backend, &devices)?;
+    }
+}
+
+/// The tokenizer and the model of a configuration whose backend is there and whose policy fits.
+///
+/// # Errors
+/// [`Failure`], one line each.
+pub(super) fn check(
+    config: &TrainConfig,
+    devices: &[usize],
+) -> Result<(Tokenizer, HybridConfig), Failure> {
+    backend::training::check(config.precision.backend, devices)?;
     let tokenizer = match &config.data.tokenizer {
         None => Tokenizer::Bytes,
         Some(path) => Tokenizer::from_file(path).map_err(Failure::error)?,
     };
     let model = model_config(&config.model, &tokenizer)?;
     config.precision.policy(&model).map_err(Failure::usage)?;
-    let data = open_data(&config, &tokenizer, &directory)?;
+    Ok((tokenizer, model))
+}
+
+/// Checks what is asked for, and tokenises the text.
+///
+/// # Errors
+/// [`Failure`], one line each.
+pub(super) fn prepare_request(request: Request) -> Result<Prepared, Failure> {
+    let Request {
+        config,
+        directory,
+        begin,
+        lock,
+        cache,
+        devices,
+        plain,
+        log_every,
+    } = request;
+    let (tokenizer, model) = check(&config, &devices)?;
+    let data = open_data(&config, &tokenizer, &cache)?;
     let identity = config.identity(&model, data.fingerprint(), &tokenizer.name());
     if let Some(checkpoint) = begin.checkpoint() {
         let differences = differences(&checkpoint.state.identity, &identity);
@@ -107,24 +169,20 @@ pub(super) fn prepare(arguments: &TrainArgs) -> Result<Prepared, Failure> {
         data,
         directory,
         begin,
+        lock,
         identity,
         devices,
-        plain: arguments.plain || !stdout().is_terminal(),
-        log_every: arguments.log_every,
+        plain,
+        log_every,
     })
 }
 
-/// Opens what the run reads; text is tokenised into a cache beside the runs.
+/// Opens what the run reads; text is tokenised into a cache.
 fn open_data(
     config: &TrainConfig,
     tokenizer: &Tokenizer,
-    directory: &RunDirectory,
+    cache: &Path,
 ) -> Result<Dataset, Failure> {
-    let cache = directory
-        .path()
-        .parent()
-        .unwrap_or(Path::new("."))
-        .join("tokens");
     let data = &config.data;
     let corpus = match &data.path {
         Some(path) if !is_tokens(path) => Corpus::at(path).map_err(Failure::error)?,
@@ -132,11 +190,11 @@ fn open_data(
         Some(_) | None => {
             let (held_out, reading) = (data.held_out(), config.reading());
             let reading = reading.map_err(Failure::usage)?;
-            return Dataset::open(&data.paths(), held_out.as_ref(), reading, tokenizer, &cache)
+            return Dataset::open(&data.paths(), held_out.as_ref(), reading, tokenizer, cache)
                 .map_err(Failure::error);
         }
     };
-    let tokens = TokenFile::prepare(&corpus, tokenizer, &cache).map_err(Failure::error)?;
+    let tokens = TokenFile::prepare(&corpus, tokenizer, cache).map_err(Failure::error)?;
     Dataset::of_file(tokens, config.batch.length, config.seed).map_err(Failure::error)
 }
 
@@ -178,7 +236,7 @@ fn from_file(path: &Path) -> Result<TrainConfig, Failure> {
 }
 
 /// Where a run continues: after a step, after the newest intact checkpoint, or at its beginning.
-fn beginning(directory: &RunDirectory, step: Option<u64>) -> Result<Begin, Failure> {
+pub(super) fn beginning(directory: &RunDirectory, step: Option<u64>) -> Result<Begin, Failure> {
     if step.is_some() {
         let checkpoint = directory.load(step).map_err(Failure::error)?;
         return Ok(Begin::After(Box::new(checkpoint), Vec::new()));

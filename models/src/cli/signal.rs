@@ -1,6 +1,10 @@
 //! Ctrl-C: the first one asks the run to stop at the next step, the second one ends the process.
+//!
+//! A process has one handler. Where it trains several runs, the handler stops the present one, and
+//! one that begins after the first Ctrl-C stops at once.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use burn::train::Interrupter;
@@ -13,21 +17,42 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// Exit code after an interrupt: 128 + SIGINT, as shells report it.
 pub(crate) const INTERRUPTED: i32 = 130;
 
-/// Lets SIGINT, SIGTERM and SIGHUP stop the run through `interrupter`.
+/// True from the first signal on.
+static ASKED: AtomicBool = AtomicBool::new(false);
+/// Stops the present run; `None` before the first one.
+static PRESENT: Mutex<Option<Interrupter>> = Mutex::new(None);
+
+/// True if the user asked the process to stop.
+pub(crate) fn is_asked() -> bool {
+    ASKED.load(Ordering::SeqCst)
+}
+
+/// Lets SIGINT, SIGTERM and SIGHUP stop the run through `interrupter`, and no earlier one.
 ///
 /// # Errors
-/// If the process has a handler already.
+/// If the process has a handler that is not this one.
 pub(crate) fn install(interrupter: &Interrupter) -> Result<(), Failure> {
-    let asked = AtomicBool::new(false);
-    let interrupter = interrupter.clone();
-    ctrlc::set_handler(move || {
-        if asked.swap(true, Ordering::SeqCst) {
-            std::process::exit(INTERRUPTED);
-        }
+    let mut present = PRESENT.lock().unwrap_or_else(PoisonError::into_inner);
+    let is_first = present.replace(interrupter.clone()).is_none();
+    drop(present);
+    if is_first {
+        ctrlc::set_handler(stop)
+            .map_err(|error| Failure::Error(format!("cannot listen for Ctrl-C: {error}")))?;
+    }
+    if is_asked() {
         interrupter.stop(Some("interrupted"));
-        super::say("stopping after this step with a checkpoint; once more to stop at once");
-    })
-    .map_err(|error| Failure::Error(format!("cannot listen for Ctrl-C: {error}")))
+    }
+    Ok(())
+}
+
+fn stop() {
+    if ASKED.swap(true, Ordering::SeqCst) {
+        std::process::exit(INTERRUPTED);
+    }
+    if let Some(present) = &*PRESENT.lock().unwrap_or_else(PoisonError::into_inner) {
+        present.stop(Some("interrupted"));
+    }
+    super::say("stopping after this step with a checkpoint; once more to stop at once");
 }
 
 /// Lets Ctrl-C be a signal under burn-train's terminal interface too.

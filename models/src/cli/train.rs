@@ -32,6 +32,7 @@ use burn_nvfp4_models::train::strategy::{Alarm, StepStrategy};
 
 use super::args::TrainArgs;
 use super::backend::training::{self, OnTraining, Training, Trains};
+use super::memory::Memory;
 use super::prepare::{Begin, Prepared, prepare, warn};
 use super::{Failure, Success, plot, report, signal};
 
@@ -65,7 +66,7 @@ impl OnTraining for Prepared {
         let (seed, support) = (self.config.seed, E::support(&devices[0]));
         let exchanges = training::exchanges::<E>(&devices);
         let mut ranks = Vec::with_capacity(devices.len());
-        for (device, exchange) in devices.into_iter().zip(exchanges) {
+        for (device, exchange) in devices.iter().cloned().zip(exchanges) {
             let numerics = Quantized::<Training<E>>::new(device.clone(), policy.clone(), seed);
             let mut numerics = numerics.map_err(Failure::usage)?;
             // What is measured is written, so it is measured where it is written.
@@ -78,14 +79,19 @@ impl OnTraining for Prepared {
                 exchange,
             });
         }
-        self.train::<Training<E>>(ranks, &support)
+        let trained = self.train::<Training<E>>(ranks, &support);
+        // Another run of this process begins with empty memory pools.
+        for device in &devices {
+            E::memory_cleanup(device);
+        }
+        trained
     }
 }
 
 impl Prepared {
     /// Steps 3 and 4 on a backend.
     fn train<B: TrainingEngine>(
-        self,
+        mut self,
         ranks: Vec<Rank<B>>,
         support: &Support,
     ) -> Result<Success, Failure> {
@@ -101,6 +107,7 @@ impl Prepared {
         let reference = self.reference(&batches.valid)?;
         // Before anything is written: what does not fit is refused here.
         let first = Mutex::new(Some(self.trainee::<B>(device).map_err(Failure::error)?));
+        let memory = Memory::watch(self.config.precision.backend, self.devices[0]);
         let (log, _lock) = self.open_directory(&position)?;
         say(&self.heading(position.step));
         say(&format!(
@@ -143,7 +150,9 @@ impl Prepared {
         alarms.say_kept();
         let (outcome, models) = fitted.map_err(Failure::error)?;
         if let Ending::Finished(figures) = outcome.ending {
-            this.finish(&models[0], &outcome, figures, reference, device)?;
+            let line = this.final_line(&outcome, figures, &reference, memory.peak())?;
+            this.finish(&line, &outcome, reference.floors)?;
+            this.sample(&models[0], device)?;
         }
         let step = outcome.step;
         if let Some(reason) = outcome.unsaved {
@@ -180,12 +189,15 @@ impl Prepared {
     }
 
     /// Makes the directory or tidies it up, and opens the log. Nobody else writes there meanwhile.
-    fn open_directory(&self, position: &Position) -> Result<(RunLog, RunLock), Failure> {
+    fn open_directory(&mut self, position: &Position) -> Result<(RunLog, RunLock), Failure> {
+        let taken = self.lock.take();
         let (directory, path) = (&self.directory, self.directory.log());
         if let Begin::New = self.begin {
             RunDirectory::create(directory.path()).map_err(Failure::error)?;
         }
-        let lock = directory.lock().map_err(Failure::error)?;
+        let lock = taken
+            .map_or_else(|| directory.lock(), Ok)
+            .map_err(Failure::error)?;
         for aside in directory.recover(position.step).map_err(Failure::error)? {
             warn(&format!(
                 "a checkpoint of a later step is now {}",
@@ -350,26 +362,18 @@ impl Prepared {
         )
     }
 
-    /// Step 4.
-    fn finish<B: HybridEngine>(
+    /// The last line of the log.
+    fn final_line(
         &self,
-        model: &HybridLm<B>,
         outcome: &Outcome,
         figures: FinalFigures,
-        reference: Reference,
-        device: &B::Device,
-    ) -> Result<(), Failure> {
-        let path = self.directory.log();
-        let log_failure =
-            |error: std::io::Error| Failure::Error(format!("{}: {error}", path.display()));
-        let lines = log::current(log::read(&path).map_err(log_failure)?);
-        let Reference {
-            floors,
-            bytes_per_token: bytes,
-        } = reference;
-        let line = FinalLine {
+        reference: &Reference,
+        peak_memory_bytes: Option<u64>,
+    ) -> Result<FinalLine, Failure> {
+        let (floors, bytes) = (reference.floors, reference.bytes_per_token);
+        Ok(FinalLine {
             step: outcome.step,
-            train_loss: log::train_loss(&lines),
+            train_loss: log::train_loss(&self.logged()?),
             validation_loss: figures.recipe,
             validation_bits_per_byte: bits_per_byte(figures.recipe, bytes),
             high_precision_loss: figures.high_precision,
@@ -378,18 +382,34 @@ impl Prepared {
             order1_bits_per_byte: floors.order1,
             tokens_per_second: outcome.tokens_per_second,
             seconds: outcome.seconds,
-        };
-        log::append(&path, &LogLine::Final(line)).map_err(log_failure)?;
+            peak_memory_bytes,
+        })
+    }
+
+    /// The lines of the log that count.
+    fn logged(&self) -> Result<Vec<LogLine>, Failure> {
+        let path = self.directory.log();
+        let lines = log::read(&path);
+        let lines =
+            lines.map_err(|error| Failure::Error(format!("{}: {error}", path.display())))?;
+        Ok(log::current(lines))
+    }
+
+    /// Step 4: the last line, the picture, the summary.
+    fn finish(&self, line: &FinalLine, outcome: &Outcome, floors: Floors) -> Result<(), Failure> {
+        let path = self.directory.log();
+        log::append(&path, &LogLine::Final(*line))
+            .map_err(|error| Failure::Error(format!("{}: {error}", path.display())))?;
         let picture = self.directory.path().join("loss.svg");
-        plot::loss_curve(&picture, &lines, floors)
+        plot::loss_curve(&picture, &self.logged()?, floors)
             .map_err(|error| Failure::Error(format!("{}: {error:#}", picture.display())))?;
         say(&report::summary(
-            &line,
+            line,
             outcome,
             self.config.precision.recipe_name(),
             self.directory.path(),
         ));
-        self.sample(model, device)
+        Ok(())
     }
 
     /// Lets the model write, to the terminal and to `sample.txt`.

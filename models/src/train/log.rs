@@ -9,10 +9,10 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
-use super::layers::OperandFigure;
+use super::layers::{GemmFigure, OperandFigure};
 use super::oscillation::Oscillation;
 
 /// One line.
@@ -80,6 +80,14 @@ pub enum LogLine {
         #[serde(flatten)]
         found: Oscillation,
     },
+    /// How the GEMMs of a step that was sampled ran: at the first one, and where they run otherwise
+    /// than before.
+    Gemms {
+        /// Counted from 1.
+        step: u64,
+        /// Every GEMM of every layer.
+        gemms: Vec<GemmFigure>,
+    },
     /// A step that did not update the model.
     Skipped(SkippedLine),
     /// The run went back.
@@ -91,8 +99,10 @@ pub enum LogLine {
         /// In which arithmetic.
         forward: Forward,
         /// Nats per token.
+        #[serde(deserialize_with = "number_or_nan")]
         loss: f64,
         /// Bits per byte.
+        #[serde(deserialize_with = "number_or_nan")]
         bits_per_byte: f64,
     },
     /// A checkpoint stands. Written when it does: steps after it may be in front.
@@ -133,23 +143,36 @@ pub struct FinalLine {
     /// Steps of the run.
     pub step: u64,
     /// Mean training loss of the last tenth of the steps, nats per token.
+    #[serde(deserialize_with = "number_or_nan")]
     pub train_loss: f64,
     /// Validation in the recipe's forward, nats per token.
+    #[serde(deserialize_with = "number_or_nan")]
     pub validation_loss: f64,
     /// Validation in the recipe's forward, bits per byte.
+    #[serde(deserialize_with = "number_or_nan")]
     pub validation_bits_per_byte: f64,
     /// Validation in high precision, nats per token.
+    #[serde(deserialize_with = "number_or_nan")]
     pub high_precision_loss: f64,
     /// Validation in high precision, bits per byte.
+    #[serde(deserialize_with = "number_or_nan")]
     pub high_precision_bits_per_byte: f64,
     /// What byte counts give on the validation windows, bits per byte.
+    #[serde(deserialize_with = "number_or_nan")]
     pub order0_bits_per_byte: f64,
     /// What counts of byte pairs give there, bits per byte.
+    #[serde(deserialize_with = "number_or_nan")]
     pub order1_bits_per_byte: f64,
     /// Training tokens per second of this process, without validation.
+    #[serde(deserialize_with = "number_or_nan")]
     pub tokens_per_second: f64,
     /// Seconds of this process in the loop.
+    #[serde(deserialize_with = "number_or_nan")]
     pub seconds: f64,
+    /// Most memory that this process held: on a CPU resident memory, on a GPU what its memory pools
+    /// and their neighbours hold at the end. Absent where nobody tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peak_memory_bytes: Option<u64>,
 }
 
 /// A step that did not update the model.
@@ -216,6 +239,7 @@ impl LogLine {
             | Self::Step { step, .. }
             | Self::Quantization { step, .. }
             | Self::Oscillation { step, .. }
+            | Self::Gemms { step, .. }
             | Self::Skipped(SkippedLine { step, .. })
             | Self::Rewind(RewindLine { to: step, .. })
             | Self::Validation { step, .. }
@@ -350,6 +374,71 @@ pub fn train_loss(lines: &[LogLine]) -> f64 {
     tail.iter().sum::<f64>() / tail.len() as f64
 }
 
+/// What is wrong with a log that has to be whole.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LogError {
+    /// It cannot be read.
+    #[error("{}: cannot read the log: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// It says nothing.
+    #[error("{}: no line of a log in it", path.display())]
+    Empty {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A line that is none of a log.
+    #[error("{}: line {line} is no line of a log: {reason}", path.display())]
+    Line {
+        /// The file.
+        path: PathBuf,
+        /// Its number, counted from 1.
+        line: usize,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+/// Reads a log of which every line counts. Half a line at its end is what a killed process leaves,
+/// and is left out.
+///
+/// # Errors
+/// [`LogError`] with the first line that is none.
+pub fn read_whole(path: &Path) -> Result<Vec<LogLine>, LogError> {
+    let text = fs::read(path).map_err(|source| LogError::Io {
+        path: path.to_owned(),
+        source,
+    })?;
+    let whole = text.iter().rposition(|byte| *byte == b'\n').unwrap_or(0);
+    let lines = text[..whole].split(|byte| *byte == b'\n').enumerate();
+    let lines = lines.filter(|(_, line)| !line.trim_ascii().is_empty());
+    let lines: Vec<_> = lines
+        .map(|(index, line)| {
+            serde_json::from_slice(line).map_err(|error| LogError::Line {
+                path: path.to_owned(),
+                line: index + 1,
+                reason: error.to_string(),
+            })
+        })
+        .collect::<Result<_, _>>()?;
+    if lines.is_empty() {
+        let path = path.to_owned();
+        return Err(LogError::Empty { path });
+    }
+    Ok(lines)
+}
+
+/// A number, or what is left in JSON of one that is none.
+fn number_or_nan<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    let number = Option::<f64>::deserialize(deserializer)?;
+    Ok(number.unwrap_or(f64::NAN))
+}
+
 /// Reads a log; lines that are none are left out.
 ///
 /// # Errors
@@ -417,6 +506,58 @@ mod tests {
         log.write(&stopped(3)).unwrap();
         assert_eq!(steps(&path), [0, 1, 2, 3].map(Some));
         assert!(bytes < log.bytes() && log.bytes() == fs::metadata(&path).unwrap().len());
+    }
+
+    #[test]
+    fn a_broken_line_is_named_and_half_a_line_at_the_end_is_left_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log.jsonl");
+        let whole = "{\"event\":\"stopped\",\"step\":1,\"reason\":\"x\"}\n";
+        let check = |text: &str, expected: &str| {
+            fs::write(&path, text).unwrap();
+            let error = read_whole(&path).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}, {expected:?} expected");
+            assert!(!error.contains('\n'), "{error}");
+        };
+        check("", "no line of a log");
+        check("{\"event\":\"sta", "no line of a log");
+        check(
+            &format!("{whole}nonsense\n{whole}"),
+            "line 2 is no line of a log",
+        );
+        check(
+            &format!("{whole}{{\"event\":\"unheard_of\"}}\n"),
+            "unheard_of",
+        );
+        fs::write(&path, format!("{whole}{whole}{{\"event\":\"st")).unwrap();
+        assert_eq!(
+            read_whole(&path).unwrap(),
+            [stopped_as("x"), stopped_as("x")]
+        );
+        assert!(matches!(read_whole(dir.path()), Err(LogError::Io { .. })));
+    }
+
+    fn stopped_as(reason: &str) -> LogLine {
+        let reason = reason.to_owned();
+        LogLine::Stopped { step: 1, reason }
+    }
+
+    #[test]
+    fn a_validation_that_is_no_number_is_read_as_such() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log.jsonl");
+        let line = LogLine::Validation {
+            step: 3,
+            forward: Forward::Recipe,
+            loss: f64::NAN,
+            bits_per_byte: f64::INFINITY,
+        };
+        RunLog::create(&path, &line).unwrap();
+        let lines = read_whole(&path).unwrap();
+        let [LogLine::Validation { step: 3, loss, .. }] = lines[..] else {
+            panic!("{lines:?}")
+        };
+        assert!(loss.is_nan());
     }
 
     #[test]

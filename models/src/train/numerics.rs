@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::num::NonZeroU64;
+use std::sync::{Mutex, PoisonError};
 
 use burn::tensor::backend::Backend;
 use burn_nvfp4::recipe::{Policy, Progress, RecipeError, presets};
 use burn_nvfp4::renewal::{kept_amaxes, set_kept_amaxes};
-use burn_nvfp4::stats::OperandSample;
 
-use super::layers::OperandFigure;
+use super::layers::{GemmFigure, OperandFigure, Statistics};
 
 /// How the arithmetic of a backend follows the run.
 pub trait Numerics: Debug + Send + Sync {
@@ -33,10 +33,10 @@ pub trait Numerics: Debug + Send + Sync {
     /// layer and operand.
     fn take_non_finite(&self) -> Option<String>;
 
-    /// What quantization did to the operands of the step that is over, if it was sampled; nothing
-    /// where nothing is measured.
-    fn take_statistics(&self) -> Vec<OperandFigure> {
-        Vec::new()
+    /// What quantization did to the operands of the step that is over, if it was sampled, and how
+    /// its GEMMs ran where that is news; nothing where nothing is measured.
+    fn take_statistics(&self) -> Statistics {
+        Statistics::default()
     }
 
     /// Calls `pass`, forward and backward of a micro-batch of the step, counted over all ranks.
@@ -75,6 +75,8 @@ impl Numerics for Unquantized {
 pub struct Quantized<B: Backend> {
     device: B::Device,
     statistics_every: Option<NonZeroU64>,
+    /// The GEMMs that were told last. They change where a policy changes over the run.
+    told: Mutex<Vec<GemmFigure>>,
 }
 
 impl<B: Backend> Quantized<B> {
@@ -93,6 +95,7 @@ impl<B: Backend> Quantized<B> {
         Ok(Self {
             device,
             statistics_every: None,
+            told: Mutex::default(),
         })
     }
 
@@ -126,22 +129,25 @@ impl<B: Backend> Numerics for Quantized<B> {
             .map(|found| format!("{} of {}", found.operand, found.layer))
     }
 
-    fn take_statistics(&self) -> Vec<OperandFigure> {
+    fn take_statistics(&self) -> Statistics {
         let step = burn_nvfp4::progress::<B>(&self.device).step;
         // Taking them waits for the device, so steps without any are left alone.
         let is_measured = |every: NonZeroU64| step.is_multiple_of(every.get());
         if !self.statistics_every.is_some_and(is_measured) {
-            return Vec::new();
+            return Statistics::default();
         }
         let samples = burn_nvfp4::stats::take_samples::<B>(&self.device);
-        let figure = |sample: OperandSample| OperandFigure {
-            layer: sample.layer.unwrap_or_else(|| "(no layer)".to_owned()),
-            operand: sample.operand.into_owned(),
-            sqnr_db: sample.statistics.sqnr_db,
-            underflow: sample.statistics.underflow,
-            saturation: sample.statistics.saturation,
-        };
-        samples.operands.into_iter().map(figure).collect()
+        let operands = samples.operands.into_iter().map(OperandFigure::from);
+        let gemms: Vec<_> = samples.gemms.into_iter().map(GemmFigure::from).collect();
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_news = *told != gemms;
+        if is_news {
+            told.clone_from(&gemms);
+        }
+        Statistics {
+            operands: operands.collect(),
+            gemms: if is_news { gemms } else { Vec::new() },
+        }
     }
 
     fn in_micro_batch(&self, index: u32, pass: &mut dyn FnMut()) {

@@ -6,13 +6,15 @@ use std::io;
 use std::path::Path;
 use std::time::SystemTime;
 
+use walkdir::WalkDir;
+
 use super::log::{self, Forward, LogLine, SkippedLine};
 use crate::checkpoint::run::RunDirectory;
 
 /// One run, as far as its folder tells.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RunOverview {
-    /// Name of the folder.
+    /// Name of the folder, behind those of its study and arm if it has one.
     pub name: String,
     /// What it is up to.
     pub state: RunState,
@@ -49,16 +51,30 @@ pub enum RunState {
     Unreadable(String),
 }
 
-/// Reads every run below a folder, the one that changed last in front; what is no run is left out.
+/// Folders in folders down to the runs of a study: its own, that of an arm, that of a seed.
+const DEPTH: usize = 3;
+
+/// Reads every run below a folder, those of studies in it too, the one that changed last in front;
+/// what is no run is left out.
 ///
 /// # Errors
 /// If the folder cannot be listed.
 pub fn runs(folder: &Path) -> io::Result<Vec<RunOverview>> {
+    fs::read_dir(folder)?;
     let mut runs = Vec::new();
-    for entry in fs::read_dir(folder)? {
-        let path = entry?.path();
-        if path.is_dir() && RunDirectory::at(&path).has_run() {
-            runs.push(overview(&path));
+    let mut below = WalkDir::new(folder).max_depth(DEPTH).into_iter();
+    while let Some(entry) = below.next() {
+        // The folder itself is a run's if somebody asks so, and is then not below itself.
+        let Some(entry) = entry.ok().filter(|entry| entry.depth() > 0) else {
+            continue;
+        };
+        if entry.file_type().is_dir() && RunDirectory::at(entry.path()).has_run() {
+            below.skip_current_dir();
+            let name = entry.path().strip_prefix(folder).unwrap_or(entry.path());
+            runs.push(RunOverview {
+                name: name.to_string_lossy().into_owned(),
+                ..overview(entry.path())
+            });
         }
     }
     runs.sort_by(|a, b| b.changed.cmp(&a.changed).then_with(|| a.name.cmp(&b.name)));
@@ -67,6 +83,15 @@ pub fn runs(folder: &Path) -> io::Result<Vec<RunOverview>> {
 
 /// Reads one run.
 pub fn overview(path: &Path) -> RunOverview {
+    let mut run = logged(path);
+    if RunDirectory::at(path).is_locked() {
+        run.state = RunState::Running;
+    }
+    run
+}
+
+/// Reads the log of one run, whoever is at work on it.
+pub fn logged(path: &Path) -> RunOverview {
     let directory = RunDirectory::at(path);
     let name = path.file_name().unwrap_or(path.as_os_str());
     let mut run = RunOverview {
@@ -88,9 +113,6 @@ pub fn overview(path: &Path) -> RunOverview {
         }
         Ok(lines) => log::current(lines).iter().for_each(|line| run.take(line)),
         Err(error) => run.state = RunState::Unreadable(format!("log.jsonl: {error}")),
-    }
-    if directory.is_locked() {
-        run.state = RunState::Running;
     }
     run
 }
@@ -127,6 +149,7 @@ impl RunOverview {
             | LogLine::Validation { .. }
             | LogLine::Quantization { .. }
             | LogLine::Oscillation { .. }
+            | LogLine::Gemms { .. }
             | LogLine::Checkpoint { .. }
             | LogLine::SaveFailed { .. } => {}
         }

@@ -47,7 +47,7 @@ use super::diagnosis::{Diagnose, place_in_backward, place_in_forward};
 use super::exchange::{Exchange, Word};
 use super::gradients::{ScalarF32, average_and_clip_at, global_norm, sum_over_ranks};
 use super::guard::Verdict;
-use super::layers::OperandFigure;
+use super::layers::{OperandFigure, Statistics};
 use super::log::{Forward, LogLine, RunLog, SkipReason, SkippedLine};
 use super::numerics::Numerics;
 use super::optim::GroupedAdamW;
@@ -411,12 +411,14 @@ impl<B: TrainingEngine, M: Trainable<B>> Loop<'_, B, M> {
     /// What quantization did in this step, logged if it was sampled. A step that goes wrong is
     /// where it is wanted most.
     fn take_statistics(&self) -> Arc<[OperandFigure]> {
-        let operands = self.numerics.take_statistics();
+        let Statistics { operands, gemms } = self.numerics.take_statistics();
+        let step = self.position.step;
+        if !gemms.is_empty() {
+            self.log(&LogLine::Gemms { step, gemms });
+        }
         if !operands.is_empty() {
-            self.log(&LogLine::Quantization {
-                step: self.position.step,
-                operands: operands.clone(),
-            });
+            let operands = operands.clone();
+            self.log(&LogLine::Quantization { step, operands });
         }
         operands.into()
     }

@@ -9,7 +9,7 @@ use burn::data::dataloader::Progress;
 use burn::train::metric::{Metric, MetricMetadata, Numeric};
 use burn_nvfp4::Nvfp4;
 use burn_nvfp4::recipe::{Policy, presets};
-use burn_nvfp4_models::train::layers::{LayerMetric, OperandFigure};
+use burn_nvfp4_models::train::layers::{GemmFigure, LayerMetric, OperandFigure, Statistics};
 use burn_nvfp4_models::train::log;
 use burn_nvfp4_models::train::numerics::Quantized;
 use burn_nvfp4_models::train::output::Figures;
@@ -24,6 +24,10 @@ fn operand(layer: &str, operand: &str, sqnr_db: Option<f64>) -> OperandFigure {
         sqnr_db,
         underflow: 0.25,
         saturation: 0.0,
+        zero_scale_blocks: None,
+        tensor_amax: None,
+        scaled_to_four: None,
+        rounding_bias: None,
     }
 }
 
@@ -43,11 +47,14 @@ impl Numerics for Sampled {
         None
     }
 
-    fn take_statistics(&self) -> Vec<OperandFigure> {
+    fn take_statistics(&self) -> Statistics {
         *self.taken.lock().unwrap() += 1;
         match self.step.load(Ordering::SeqCst) {
-            step if step % 2 == 0 => vec![operand("layers.1.mixer.up_proj", "fprop.lhs", None)],
-            _ => Vec::new(),
+            step if step % 2 == 0 => Statistics {
+                operands: vec![operand("layers.1.mixer.up_proj", "fprop.lhs", None)],
+                gemms: Vec::new(),
+            },
+            _ => Statistics::default(),
         }
     }
 
@@ -90,7 +97,7 @@ fn a_run_measures_its_own_layers_and_trains_the_same() {
     let _device = exclusive();
     let dir = tempfile::tempdir().unwrap();
     let tokens = tokens(dir.path());
-    let trained = |name: &str, every: Option<u64>| {
+    let trained = |name: &str, every: Option<u64>| -> (Vec<u64>, Vec<_>, Vec<_>) {
         let run = Run {
             tokens: &tokens,
             directory: RunDirectory::at(&dir.path().join(name)),
@@ -105,26 +112,40 @@ fn a_run_measures_its_own_layers_and_trains_the_same() {
         let numerics = numerics.with_statistics(every.and_then(NonZeroU64::new));
         run.go::<B>(Box::new(numerics), None, &Interrupter::new())
             .unwrap();
-        let (mut losses, mut measured) = (Vec::new(), Vec::new());
+        let (mut losses, mut measured, mut told) = (Vec::new(), Vec::new(), Vec::new());
         for line in log::read(&run.directory.log()).unwrap() {
             if let LogLine::Step { loss, .. } = line {
                 losses.push(loss.to_bits());
+            } else if let LogLine::Gemms { step, gemms } = line {
+                told.push((step, gemms));
             } else if let LogLine::Quantization { step, operands } = line {
                 let of_layer = operands
                     .iter()
                     .filter(|o| o.layer == "layers.1.mixer.up_proj");
                 let names: Vec<_> = of_layer.map(|o| o.operand.clone()).collect();
+                assert!(operands.iter().all(|o| o.zero_scale_blocks.is_some()));
                 let is_signal = |o: &OperandFigure| o.sqnr_db.is_none_or(|db| db > 0.0);
                 assert!(operands.iter().all(is_signal), "{operands:?}");
                 measured.push((step, names));
             }
         }
-        (losses, measured)
+        (losses, measured, told)
     };
-    let (plain, nothing) = trained("plain", None);
-    let (losses, measured) = trained("measured", Some(2));
+    let (plain, nothing, untold) = trained("plain", None);
+    let (losses, measured, told) = trained("measured", Some(2));
     assert_eq!(losses, plain);
-    assert_eq!(nothing, []);
+    assert_eq!((nothing.len(), untold.len()), (0, 0));
+    // Nothing changes over the run, so its GEMMs are told once.
+    let [(1, gemms)] = &told[..] else {
+        panic!("{told:?}")
+    };
+    let of_layer = |gemm: &&GemmFigure| gemm.layer == "layers.1.mixer.up_proj";
+    let names: Vec<_> = gemms.iter().filter(of_layer).map(|it| &it.gemm).collect();
+    assert_eq!(names.len(), 3, "{gemms:?}");
+    assert!(
+        gemms.iter().any(|gemm| gemm.layer == "lm_head"),
+        "{gemms:?}"
+    );
     let steps: Vec<_> = measured.iter().map(|(step, _)| *step).collect();
     assert_eq!(steps, [1, 3]);
     for (_, operands) in &measured {

@@ -221,6 +221,19 @@ impl RunDirectory {
         Ok(())
     }
 
+    /// Removes all checkpoints but the `keep` newest, of a run that is over.
+    ///
+    /// # Errors
+    /// [`RunError::Io`] for the first that cannot be removed.
+    pub fn keep_newest(&self, keep: usize) -> Result<(), RunError> {
+        let steps = self.steps()?;
+        for &old in &steps[..steps.len().saturating_sub(keep)] {
+            let old = self.checkpoint(old);
+            fs::remove_dir_all(&old).map_err(RunError::io(&old, "remove"))?;
+        }
+        Ok(())
+    }
+
     /// Loads and checks the newest checkpoint, or that of a step.
     ///
     /// # Errors

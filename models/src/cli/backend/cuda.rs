@@ -125,3 +125,21 @@ fn memory(index: usize) -> Result<(), String> {
     unsafe { result::primary_ctx::release(device) }
         .map_err(|error| format!("--device {index}: its context cannot be released: {error}"))
 }
+
+/// Bytes that are taken of a device's memory, if the driver tells.
+pub(super) fn memory_in_use(index: usize) -> Option<u64> {
+    let device = open(index).ok()?;
+    // SAFETY: the device was just opened, and the context, which Burn holds too, is released below.
+    let context = unsafe { result::primary_ctx::retain(device) }.ok()?;
+    // SAFETY: it is retained. Burn's threads set their own context before they call the driver.
+    let is_current = unsafe { result::ctx::set_current(context) }.is_ok();
+    let memory = if is_current {
+        result::mem_get_info().ok()
+    } else {
+        None
+    };
+    // SAFETY: retained above.
+    let _ = unsafe { result::primary_ctx::release(device) };
+    let (free, total) = memory?;
+    u64::try_from(total.checked_sub(free)?).ok()
+}

@@ -6,18 +6,24 @@
 //! and time of the executable. `compilation.cache` in a cubecl.toml goes before it.
 
 use std::path::PathBuf;
+use std::sync::Once;
 use std::time::UNIX_EPOCH;
 
 use cubecl_runtime::config::cache::CacheConfig;
 use cubecl_runtime::config::{CubeClRuntimeConfig, RuntimeConfig};
 
-/// Has CubeCL keep what it compiles for a kind of GPU. Before the first device is opened.
+/// Has CubeCL keep what it compiles for a kind of GPU. Before the first device is opened; a process
+/// works on one, and its later runs find the settings made.
 pub(super) fn enable(kind: &str) {
-    let mut config = CubeClRuntimeConfig::from_current_dir().override_from_env();
-    if config.compilation.cache.is_none() {
-        config.compilation.cache = folder(kind).map(CacheConfig::File);
-    }
-    CubeClRuntimeConfig::set(config);
+    static SETTINGS: Once = Once::new();
+    // A second `set` panics.
+    SETTINGS.call_once(|| {
+        let mut config = CubeClRuntimeConfig::from_current_dir().override_from_env();
+        if config.compilation.cache.is_none() {
+            config.compilation.cache = folder(kind).map(CacheConfig::File);
+        }
+        CubeClRuntimeConfig::set(config);
+    });
 }
 
 /// In the target folder of the checkout, or in the user's cache; `None` if the executable cannot be

@@ -105,11 +105,12 @@ impl RunRecord {
                 model,
                 parameters,
                 data,
+                ranks: _,
             } => {
                 (self.config, self.model, self.parameters, self.data) =
                     (config, model, parameters, data)
             }
-            LogLine::Resume { step, damaged } => {
+            LogLine::Resume { step, damaged, .. } => {
                 self.stopped = None;
                 let passed_over = match damaged.len() {
                     0 => String::new(),
@@ -135,6 +136,16 @@ impl RunRecord {
             }),
             LogLine::Quantization { step, operands } => {
                 self.quantization.insert(step, operands);
+            }
+            LogLine::Oscillation { step, found } => {
+                let (watched, reset) = (found.watched, found.reset);
+                self.incidents.push((
+                    step,
+                    format!(
+                        "{} of {watched} watched weights oscillated, {reset} were reset",
+                        found.oscillating
+                    ),
+                ));
             }
             LogLine::Gemms { step, gemms } => drop(self.gemms.insert(step, gemms)),
             LogLine::Skipped(line) => self.skipped.push(line),
@@ -288,6 +299,7 @@ mod tests {
         let resume = LogLine::Resume {
             step: 2,
             damaged: Vec::new(),
+            ranks: 1,
         };
         assert_eq!(end(&[stopped("NaN"), resume.clone()]), RunEnd::Open);
         assert_eq!(end(&[stopped("NaN"), resume, last(1.0)]), RunEnd::Finished);

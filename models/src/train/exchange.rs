@@ -6,7 +6,7 @@
 //! decides alike, although devices may differ in the last bit of a norm.
 //!
 //! [`Alone`] is one device. [`host`] sums in the host's memory and is the specification: it runs on
-//! any backend, so the rules for several ranks are tested without a GPU. [`collective`] sums with
+//! any backend, so the rules for several ranks are tested without a GPU. `collective` sums with
 //! the devices' own all-reduce, NCCL on CUDA, in builds with the feature `distributed`.
 
 mod meeting;

@@ -18,7 +18,7 @@
 //! Source: arXiv:2510.27527 (TetraJet-v2), which tracks 50 of every 200 steps.
 
 use burn_backend::tensor::FloatTensor;
-use burn_backend::{Backend, Scalar, TensorMetadata};
+use burn_backend::{Backend, BoolDType, Scalar, TensorMetadata, get_device_settings};
 use serde::{Deserialize, Serialize};
 
 use crate::engine::{Nvfp4Engine, linear};
@@ -214,7 +214,7 @@ impl<B: Backend> WeightTrace<B> {
         let still = B::float_equal_elem(
             self.path.clone(),
             Scalar::from(0.0_f32),
-            burn_backend::BoolDType::Native,
+            bool_dtype::<B>(&self.path),
         );
         let ratio = B::float_div(self.quantized_path.clone(), self.path.clone());
         B::float_mask_fill(ratio, still, Scalar::from(0.0_f32))
@@ -227,9 +227,14 @@ impl<B: Backend> WeightTrace<B> {
         let oscillates = B::float_greater_equal_elem(
             self.ratio(),
             Scalar::from(threshold),
-            burn_backend::BoolDType::Native,
+            bool_dtype::<B>(&self.path),
         );
         let quantized = linear::cast::<B>(self.last_quantized.clone(), weight.dtype());
         B::float_mask_where(weight, oscillates, quantized)
     }
+}
+
+/// What the device of a tensor has its booleans in.
+fn bool_dtype<B: Backend>(tensor: &FloatTensor<B>) -> BoolDType {
+    get_device_settings::<B>(&B::float_device(tensor)).bool_dtype
 }

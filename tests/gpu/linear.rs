@@ -9,7 +9,7 @@ use burn::nn::Linear;
 use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::{DType, TensorPrimitive};
-use burn_nvfp4::oscillation::quantized_weight;
+use burn_nvfp4::oscillation::{WeightTrace, quantized_weight};
 use burn_nvfp4::recipe::{OperandSpec, Policy, Preset, Progress, Recipe, ScaleRenewal, presets};
 use burn_nvfp4::renewal::{kept_amaxes, set_kept_amaxes};
 use burn_nvfp4::stats::{GemmSample, Samples, set_sampling, take_samples};
@@ -225,6 +225,34 @@ fn a_weight_is_multiplied_as_the_same_values_on_every_backend() {
         assert!(values_of::<Plain>(spec) == expected, "{spec}");
         assert!(values_of::<Fused>(spec) == expected, "fused, {spec}");
     }
+}
+
+/// A weight of 2.49 that crosses the edge at 2.5 in every step, among others that stay.
+#[test]
+fn a_device_resets_the_weights_that_the_cpu_resets() {
+    let Some(_turn) = exclusive() else { return };
+    fn after_a_window<B: Nvfp4Engine>() -> Vec<f32> {
+        let spec = presets::NVIDIA_1D_WEIGHTS.fprop.rhs;
+        let weight = |at: f32| {
+            let mut values = vec![6.0_f32; 32 * 16];
+            values[40] = at;
+            let data = TensorData::new(values, [32, 16]);
+            let tensor = Tensor::<B, 2>::from_data(data, &B::Device::default());
+            tensor.into_primitive().tensor()
+        };
+        let mut trace = WeightTrace::<B>::new(weight(2.49), spec);
+        for at in [2.51, 2.49, 2.51, 2.49] {
+            trace.observe(weight(at), spec);
+        }
+        assert_eq!(trace.share(8.0), 1.0 / 512.0);
+        let reset = TensorPrimitive::Float(trace.reset(weight(2.49), 8.0));
+        host(Tensor::<B, 2>::from_primitive(reset))
+    }
+    let mut expected = vec![6.0_f32; 32 * 16];
+    expected[40] = 2.0;
+    assert_eq!(after_a_window::<NdArray>(), expected);
+    assert_eq!(after_a_window::<Plain>(), expected);
+    assert_eq!(after_a_window::<Fused>(), expected);
 }
 
 /// Steps under kept amaxes, validation among them: kept and multiplied as on the CPU, with and

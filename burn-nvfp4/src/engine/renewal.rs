@@ -8,7 +8,7 @@ use std::any::Any;
 use std::sync::Arc;
 
 use burn_backend::tensor::{Device, FloatTensor};
-use burn_backend::{BoolDType, DType, Scalar, Shape, TensorMetadata};
+use burn_backend::{DType, Scalar, Shape, TensorMetadata, get_device_settings};
 
 use super::{DeviceOperand, Nvfp4Engine, Operand, OperandRequest, sample};
 use crate::renewal::KeptAmax;
@@ -115,13 +115,13 @@ fn keep<B: Nvfp4Engine>(
         Some(kept) => tensor_of::<B>(&kept, device),
         None => scalar::<B>(1.0, device),
     };
-    let native = BoolDType::Native;
+    let bools = get_device_settings::<B>(device).bool_dtype;
     let above = if same_step {
-        B::float_greater(amax.clone(), before.clone(), native)
+        B::float_greater(amax.clone(), before.clone(), bools)
     } else {
-        B::float_greater_elem(amax.clone(), Scalar::from(0.0_f32), native)
+        B::float_greater_elem(amax.clone(), Scalar::from(0.0_f32), bools)
     };
-    let finite = B::float_lower_equal_elem(amax.clone(), Scalar::from(f32::MAX), native);
+    let finite = B::float_lower_equal_elem(amax.clone(), Scalar::from(f32::MAX), bools);
     let taken = B::bool_and(above, finite);
     let amax = B::float_mask_where(before, taken, amax);
     store::<B>(device, name, amax, Some(step));

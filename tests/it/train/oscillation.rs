@@ -1,4 +1,4 @@
-//! OsciReset in a run: what it changes, what it leaves alone, and that a run resumes inside a window.
+//! OsciReset in a run: what it changes, what it leaves alone, and that it resumes inside a window.
 
 use burn::backend::{Autodiff, NdArray};
 use burn::tensor::{Tensor, TensorPrimitive};

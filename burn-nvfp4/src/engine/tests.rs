@@ -7,7 +7,7 @@ use burn_backend::{DType, Shape, TensorData};
 use super::Nvfp4Engine;
 use super::linear::{Kept, Wanted, backward, fprop};
 use crate::recipe::{Recipe, presets};
-use crate::runtime::LinearPlan;
+use crate::runtime::{LinearPlan, TakenAmaxes};
 use crate::scope::precision;
 
 /// A backend with the memory of `NdArray` that knows nothing of it: `NdArray` behind the decorator,
@@ -24,7 +24,7 @@ fn plan(recipe: Recipe) -> LinearPlan {
         step: 5,
         weight: None,
         sampled: false,
-        keeps_amaxes: false,
+        amaxes: TakenAmaxes::Forgotten,
     }
 }
 

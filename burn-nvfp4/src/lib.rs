@@ -23,7 +23,7 @@ pub use error::QuantizeError;
 pub use packed_weights::{PackedWeight, PackedWeights};
 pub use recipe::{Policy, Progress, Recipe, presets};
 pub use runtime::{
-    LinearPlan, NonFinite, policy, progress, seed, set_packed_weights, set_policy,
+    LinearPlan, NonFinite, TakenAmaxes, policy, progress, seed, set_packed_weights, set_policy,
     set_progress, set_seed, set_watch, take_non_finite,
 };
 pub use scope::{current_layer, layer, micro_batch, precision, shared_weights};

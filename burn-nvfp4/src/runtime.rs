@@ -36,8 +36,17 @@ pub struct LinearPlan {
     pub weight: Option<Arc<PackedWeight>>,
     /// Whether operands and GEMMs are sampled.
     pub sampled: bool,
-    /// Whether amaxes that are taken are kept for later steps.
-    pub keeps_amaxes: bool,
+    /// What becomes of the amaxes that are taken.
+    pub amaxes: TakenAmaxes,
+}
+
+/// What becomes of an amax behind a tensor scale that is taken of an operand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TakenAmaxes {
+    /// It is forgotten.
+    Forgotten,
+    /// It is kept for later steps, by layer and operand.
+    Kept,
 }
 
 impl LinearPlan {
@@ -53,11 +62,11 @@ impl LinearPlan {
 
     /// The plan of a forward: where no backward follows, as in validation, no amax is kept.
     pub(crate) fn of_forward(&self, backward_follows: bool) -> Cow<'_, Self> {
-        if backward_follows || !self.keeps_amaxes {
+        if backward_follows || self.amaxes == TakenAmaxes::Forgotten {
             return Cow::Borrowed(self);
         }
         Cow::Owned(Self {
-            keeps_amaxes: false,
+            amaxes: TakenAmaxes::Forgotten,
             ..self.clone()
         })
     }
@@ -182,7 +191,10 @@ pub(crate) fn plan<B: Backend>(device: &B::Device) -> LinearPlan {
             let renewal = recipe.scale_renewal;
             LinearPlan {
                 recipe,
-                keeps_amaxes: renewal != ScaleRenewal::EveryUse && layer.is_some(),
+                amaxes: match renewal {
+                    ScaleRenewal::EverySteps(_) if layer.is_some() => TakenAmaxes::Kept,
+                    ScaleRenewal::EverySteps(_) | ScaleRenewal::EveryUse => TakenAmaxes::Forgotten,
+                },
                 layer: layer.map(Arc::from),
                 seed: settings.seed,
                 step,

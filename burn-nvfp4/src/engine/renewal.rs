@@ -12,7 +12,7 @@ use burn_backend::{DType, Scalar, Shape, TensorMetadata, get_device_settings};
 
 use super::{DeviceOperand, Nvfp4Engine, Operand, OperandRequest, sample};
 use crate::renewal::KeptAmax;
-use crate::runtime::{self, LinearPlan};
+use crate::runtime::{self, LinearPlan, TakenAmaxes};
 
 /// Operands of the same tensor, as the plan renews their scales.
 pub(super) fn quantize<B: Nvfp4Engine>(
@@ -36,7 +36,7 @@ pub(super) fn quantize<B: Nvfp4Engine>(
     let taken: Vec<_> = requests
         .iter()
         .zip(&amaxes)
-        .map(|(request, amax)| plan.keeps_amaxes && amax.is_none() && keeps(request))
+        .map(|(request, amax)| plan.amaxes == TakenAmaxes::Kept && amax.is_none() && keeps(request))
         .collect();
     sample::operands::<B>(&x, requests, &amaxes, plan);
     let made = if amaxes.iter().all(Option::is_none) {

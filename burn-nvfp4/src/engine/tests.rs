@@ -10,7 +10,7 @@ use burn_backend::{DType, Shape, TensorData};
 use super::linear::{Kept, Wanted, Weight, backward, fprop};
 use super::{Nvfp4Engine, Operand, OperandRequest, host};
 use crate::recipe::{Recipe, presets};
-use crate::runtime::LinearPlan;
+use crate::runtime::{LinearPlan, TakenAmaxes};
 use crate::scope::precision;
 
 /// A backend with the memory of `NdArray` that knows nothing of it: `NdArray` behind the decorator,
@@ -45,7 +45,7 @@ fn plan(recipe: Recipe) -> LinearPlan {
         micro_batch: 0,
         weight: None,
         sampled: false,
-        keeps_amaxes: false,
+        amaxes: TakenAmaxes::Forgotten,
     }
 }
 

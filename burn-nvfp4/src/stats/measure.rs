@@ -135,8 +135,8 @@ fn is_largest(codes: &[u8], i: usize, bits: usize) -> bool {
 pub struct OperandStatistics {
     /// Elements, without padding.
     pub elements: u64,
-    /// Largest magnitude, or that of the step whose amax is kept; the largest of the rows' if they have scales of their own, and 1 in a
-    /// format without a tensor scale.
+    /// Largest magnitude, or the amax that was kept of another step; the largest of the rows' if
+    /// they have scales of their own, and 1 in a format without a tensor scale.
     pub tensor_amax: f32,
     /// Signal to quantization noise in dB; absent without noise or without a signal.
     pub sqnr_db: Option<f64>,

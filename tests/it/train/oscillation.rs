@@ -1,4 +1,4 @@
-//! OsciReset in a run: what it changes, what it leaves alone, and that a run resumes inside a window.
+//! OsciReset in a run: what it changes, what it leaves alone, and that it resumes inside a window.
 
 use burn::backend::{Autodiff, NdArray};
 use burn::tensor::{Tensor, TensorPrimitive};
@@ -61,14 +61,14 @@ fn nine_steps(
     run.go_watching::<B>(numerics(), None, &Interrupter::new(), oscillation)
         .unwrap();
     let lines = log::read(&run.directory.log()).unwrap();
-    let windows = lines.into_iter().filter_map(|line| match line {
-        LogLine::Oscillation { step, found } => {
+    let mut windows = Vec::new();
+    for line in lines {
+        if let LogLine::Oscillation { step, found } = line {
             assert_eq!(step, 9);
-            Some(found)
+            windows.push(found);
         }
-        _ => None,
-    });
-    (run.directory.load(None).unwrap(), windows.collect())
+    }
+    (run.directory.load(None).unwrap(), windows)
 }
 
 #[test]

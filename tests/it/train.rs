@@ -11,7 +11,7 @@ mod memory;
 mod mixed;
 mod non_finite;
 mod overfit;
-mod recompute;
+mod parts;
 mod resume;
 
 use std::num::NonZeroUsize;

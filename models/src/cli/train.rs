@@ -141,7 +141,7 @@ impl Prepared {
         let model = model.map_err(Failure::usage)?;
         let model = model
             .with_activations(self.config.precision.activations.dtype())
-            .with_recompute(self.config.memory.recompute);
+            .with_step_memory(self.config.memory);
         let trainee = Trainee::new(model, &self.config.optimizer);
         match self.begin.checkpoint() {
             None => Ok(trainee),

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::config::HybridConfig;
 use crate::data::BatchShape;
-use crate::hybrid::recompute::Recompute;
+use crate::hybrid::step_memory::StepMemory;
 
 pub use super::data::DataConfig;
 use super::guard::GuardConfig;
@@ -83,9 +83,9 @@ pub struct TrainConfig {
     pub schedule: ScheduleConfig,
     /// Which arithmetic, on what.
     pub precision: PrecisionConfig,
-    /// What is computed again instead of being kept; absent: nothing.
-    #[serde(default, skip_serializing_if = "MemoryConfig::is_default")]
-    pub memory: MemoryConfig,
+    /// What a step keeps; absent: all that backward needs.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub memory: StepMemory,
     /// When and on how much to validate.
     pub validation: ValidationConfig,
     /// When to save.
@@ -196,20 +196,6 @@ impl Activations {
 
     fn are_f32(&self) -> bool {
         *self == Self::F32
-    }
-}
-
-/// What a step keeps in memory. No number that comes out depends on it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct MemoryConfig {
-    /// What backward computes again instead of keeping it.
-    pub recompute: Recompute,
-}
-
-impl MemoryConfig {
-    fn is_default(&self) -> bool {
-        *self == Self::default()
     }
 }
 
@@ -480,8 +466,16 @@ impl TrainConfig {
         if let Some(blend) = self.data.blend() {
             identity["blend"] = blend;
         }
+        // Recomputation changes no number; the parts of a sum do.
+        if let Some(chunk) = self.memory.loss_chunk {
+            identity["loss_chunk"] = json!(chunk);
+        }
         identity
     }
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 /// A share of some steps, rounded to the nearest.

@@ -34,7 +34,7 @@ use burn_nvfp4::{Nvfp4, Nvfp4Engine, shared_weights};
 use burn_nvfp4_models::config::HybridConfig;
 use burn_nvfp4_models::data::TokenBatch;
 use burn_nvfp4_models::hybrid::HybridLm;
-use burn_nvfp4_models::hybrid::recompute::Recompute;
+use burn_nvfp4_models::hybrid::step_memory::{Recompute, StepMemory};
 use burn_nvfp4_models::train::gradients::average_and_clip;
 use burn_nvfp4_models::train::memory::{StateBytes, kept_by_linears};
 use burn_nvfp4_models::train::optim::{GroupedAdamW, OptimizerConfig};
@@ -157,9 +157,11 @@ impl Case<'_> {
         let config = HybridConfig::preset(self.preset, VOCAB).expect("a preset");
         burn_nvfp4::set_policy::<B>(&device, self.policy()).expect("a policy");
         let model: HybridLm<B> = config.init(&device, 1);
-        let mut model = model
-            .with_activations(DType::BF16)
-            .with_recompute(self.recompute.1);
+        let memory = StepMemory {
+            recompute: self.recompute.1,
+            loss_chunk: None,
+        };
+        let mut model = model.with_activations(DType::BF16).with_step_memory(memory);
         let mut optimizer = GroupedAdamW::new(&OptimizerConfig {
             beta1: 0.9,
             beta2: 0.95,

@@ -19,13 +19,13 @@ use crate::nn::wide;
 use block::{Block, Mixer};
 use cache::Cache;
 use field_path::FieldPath;
-use recompute::Recompute;
+use step_memory::StepMemory;
 
 pub(crate) mod field_path;
 pub mod cache;
 pub mod block;
 pub mod init;
-pub mod recompute;
+pub mod step_memory;
 
 /// A hybrid language model.
 #[derive(Module, Debug)]
@@ -43,7 +43,7 @@ pub struct HybridLm<B: Backend> {
     #[module(skip)]
     activations: Option<DType>,
     #[module(skip)]
-    recompute: Recompute,
+    step_memory: StepMemory,
 }
 
 /// The token embedding.
@@ -89,7 +89,7 @@ impl<B: Backend> HybridLm<B> {
             lm_head: Linear::new(&mut source, "lm_head"),
             residual: config.residual,
             activations: None,
-            recompute: Recompute::None,
+            step_memory: StepMemory::default(),
         };
         assert!(
             source.left_over().is_empty(),
@@ -109,14 +109,17 @@ impl<B: Backend> HybridLm<B> {
         }
     }
 
-    /// The same model, with this left to backward when it is trained.
-    pub fn with_recompute(self, recompute: Recompute) -> Self {
-        Self { recompute, ..self }
+    /// The same model, of which a training step keeps this.
+    pub fn with_step_memory(self, step_memory: StepMemory) -> Self {
+        Self {
+            step_memory,
+            ..self
+        }
     }
 
-    /// What backward computes again when it is trained.
-    pub fn recompute(&self) -> Recompute {
-        self.recompute
+    /// What a training step keeps.
+    pub fn step_memory(&self) -> StepMemory {
+        self.step_memory
     }
 
     /// The same weights with other bounds of `dt`, see [`DtLimit`].
@@ -237,7 +240,7 @@ impl<B: HybridEngine> HybridLm<B> {
     }
 
     /// The residual stream before the first block, of activations of this dtype.
-    fn embed(&self, ids: Tensor<B, 2, Int>, activations: DType) -> Tensor<B, 3> {
+    pub(crate) fn embed(&self, ids: Tensor<B, 2, Int>, activations: DType) -> Tensor<B, 3> {
         let embedded = module::embedding(self.embeddings.weight.val(), ids);
         match self.residual {
             Residual::Activations => embedded.cast(activations),

@@ -20,6 +20,8 @@ pub mod metrics;
 pub mod renderer;
 mod tap;
 pub mod diagnosis;
+mod loss;
+mod parts;
 pub mod step;
 pub mod plan;
 pub mod strategy;

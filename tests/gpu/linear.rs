@@ -351,7 +351,9 @@ fn sharing_packed_weights_changes_no_results_on_a_device() {
                 let same = preset.recipe != presets::NVIDIA || is_same(shared, apart);
                 assert!(same, "{mode}, {}", preset.name);
             }
-            assert!(few < many, "{mode}, {}: {few} of {many}", preset.name);
+            // Formats without an amax quantize in one launch, and decoding is another.
+            let fewer = preset.recipe != presets::NVIDIA || few < many;
+            assert!(fewer, "{mode}, {}: {few} of {many}", preset.name);
         }
     }
     check::<Nvfp4<Autodiff<Plain>>>("plain");

@@ -12,8 +12,8 @@ mod mixed;
 mod non_finite;
 mod oscillation;
 mod overfit;
+mod parts;
 mod ranks;
-mod recompute;
 mod resume;
 
 use std::num::NonZeroUsize;

@@ -38,7 +38,7 @@ pub(super) fn quantize<B: Nvfp4Engine>(
         .zip(&amaxes)
         .map(|(request, amax)| plan.amaxes == TakenAmaxes::Kept && amax.is_none() && keeps(request))
         .collect();
-    sample::operands::<B>(&x, requests, &amaxes, plan);
+    let sampled = plan.sampled.then(|| x.clone());
     let made = if amaxes.iter().all(Option::is_none) {
         B::quantize_operands(x, requests, other)
     } else {
@@ -48,6 +48,15 @@ pub(super) fn quantize<B: Nvfp4Engine>(
         if let Some(amax) = taken.then(|| own_amax(operand, &device)).flatten() {
             keep::<B>(&device, request, amax, plan.step);
         }
+    }
+    if let Some(x) = sampled {
+        // The part that is measured is under the amax that the whole is under.
+        let under = |(request, operand): (&OperandRequest<'_>, &Operand<B>)| {
+            let is_under_one = request.spec.has_renewable_scale();
+            is_under_one.then(|| own_amax(operand, &device)).flatten()
+        };
+        let amaxes: Vec<_> = requests.iter().zip(&made).map(under).collect();
+        sample::operands::<B>(&x, requests, &amaxes, plan);
     }
     made
 }

@@ -3,15 +3,23 @@
 use std::borrow::Cow;
 
 use burn_backend::tensor::{Device, FloatTensor};
-use burn_backend::{Backend, TensorMetadata};
+use burn_backend::{Backend, Shape, Slice, TensorMetadata};
 
+use super::host::flat_dims;
 use super::{Nvfp4Engine, Operand, OperandRequest};
 use crate::recipe::{GemmSpec, OperandSpec};
 use crate::runtime::{self, LinearPlan};
 use crate::stats::{GemmSample, OperandSample};
 
-/// Measures the operands that are about to be made of `x`, if the step is sampled; each under the
-/// amax that is kept for it, if one is.
+/// Elements of an operand that are measured, about: reading back and quantizing all of a large one
+/// would take longer than many steps.
+const PART: usize = 1 << 17;
+
+/// Height and width of the tiles that a part is made of: the longest blocks and rotations there are.
+const TILE: usize = 128;
+
+/// Measures the operands that were made of `x`, if the step is sampled, or a part of them; each
+/// under the amax that the whole is under, where that is one.
 pub(super) fn operands<B: Nvfp4Engine>(
     x: &FloatTensor<B>,
     requests: &[OperandRequest<'_>],
@@ -22,6 +30,7 @@ pub(super) fn operands<B: Nvfp4Engine>(
         return;
     }
     let device = B::float_device(x);
+    let part = part::<B>(x.clone());
     for (request, amax) in requests.iter().zip(amaxes) {
         let is_first = request.spec.is_quantized() && is_first::<B>(&device, plan, request.operand);
         if !is_first {
@@ -29,7 +38,7 @@ pub(super) fn operands<B: Nvfp4Engine>(
         }
         let amax = amax.clone();
         let amax = amax.map(|amax| B::read_matrix(amax, |amax| amax.first()));
-        let statistics = B::read_matrix(x.clone(), |matrix| matrix.statistics(request, amax));
+        let statistics = B::read_matrix(part.clone(), |part| part.statistics(request, amax));
         let sample = OperandSample {
             step: plan.step,
             layer: plan.layer.as_deref().map(str::to_owned),
@@ -38,6 +47,45 @@ pub(super) fn operands<B: Nvfp4Engine>(
             statistics,
         };
         runtime::with_samples::<B, _>(&device, |store| store.add_operand(sample));
+    }
+}
+
+/// A large matrix without most of its tiles: those that are left are spread evenly over both axes,
+/// and keep their order.
+fn part<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
+    let (rows, cols) = flat_dims(&x.shape());
+    if rows * cols <= PART {
+        return x;
+    }
+    let ((row_tiles, height), (col_tiles, width)) = (tiles(rows), tiles(cols));
+    let wanted = (PART / (height * width)).max(1);
+    let across = wanted.isqrt().min(col_tiles);
+    let down = (wanted / across).min(row_tiles);
+    let across = (wanted / down).min(col_tiles);
+    let [down, across] = [(row_tiles, down), (col_tiles, across)].map(|(tiles, wanted)| {
+        let step = tiles / wanted;
+        let bound = |at: usize| isize::try_from(at).expect("a tensor fits in memory");
+        // From the middle of the first step: the beginning of a text is like no other place.
+        Slice::new(
+            bound(step / 2),
+            Some(bound(step / 2 + (wanted - 1) * step + 1)),
+            bound(step),
+        )
+    });
+    let whole = |length: usize| Slice::from(0..length);
+    let x = B::float_reshape(x, Shape::new([rows, cols]));
+    let x = B::float_slice(x, &[whole(row_tiles * height), whole(col_tiles * width)]);
+    let x = B::float_reshape(x, Shape::new([row_tiles, height, col_tiles, width]));
+    let x = B::float_slice(x, &[down, whole(height), across, whole(width)]);
+    let shape = x.shape();
+    B::float_reshape(x, Shape::new([shape[0] * height, shape[2] * width]))
+}
+
+/// How many tiles an axis has, without the rest, and their length.
+fn tiles(length: usize) -> (usize, usize) {
+    match length / TILE {
+        0 => (1, length),
+        tiles => (tiles, TILE),
     }
 }
 
@@ -107,5 +155,64 @@ fn format<B: Backend>(operand: &Operand<B>, spec: OperandSpec) -> String {
     match operand {
         Operand::HighPrecision { tensor, .. } => tensor.dtype().name().to_owned(),
         Operand::Packed { .. } | Operand::Decoded(_) | Operand::Device(_) => spec.to_string(),
+    }
+}
+
+#[cfg(all(test, feature = "ndarray"))]
+mod tests {
+    use burn_backend::{DType, TensorData};
+    use burn_ndarray::NdArray;
+
+    use super::*;
+
+    /// Every element is its index.
+    fn matrix(rows: usize, cols: usize) -> FloatTensor<NdArray> {
+        let data: Vec<_> = (0..rows * cols).map(|i| i as f32).collect();
+        NdArray::float_from_data(TensorData::new(data, [rows, cols]), &Default::default())
+    }
+
+    fn values(x: FloatTensor<NdArray>) -> Vec<f32> {
+        assert_eq!(x.dtype(), DType::F32);
+        let data = burn_backend::read_sync(NdArray::float_into_data(x)).unwrap();
+        data.to_vec().unwrap()
+    }
+
+    #[test]
+    fn what_is_small_is_measured_whole() {
+        let x = matrix(256, 512);
+        assert_eq!(values(part::<NdArray>(x.clone())), values(x));
+    }
+
+    #[test]
+    fn a_part_is_whole_tiles_from_all_over() {
+        for (shape, of_part) in [
+            ([16384, 512], [512, 256]),
+            // The rest behind the last whole tile is left out.
+            ([1000, 1100], [512, 256]),
+            ([40, 8192], [40, 3200]),
+            ([8192, 40], [3200, 40]),
+        ] {
+            let [rows, cols] = shape;
+            let part = part::<NdArray>(matrix(rows, cols));
+            assert_eq!(part.shape(), Shape::new(of_part), "{shape:?}");
+            let values = values(part);
+            let [height, width] = of_part;
+            // Row and column that an element of the part has in the whole.
+            let at = |row: usize, col: usize| {
+                let index = values[row * width + col] as usize;
+                [index / cols, index % cols]
+            };
+            let (tall, wide) = (rows.min(TILE), cols.min(TILE));
+            for row in (0..height).step_by(tall) {
+                for col in (0..width).step_by(wide) {
+                    let [top, left] = at(row, col);
+                    assert!(top % tall == 0 && left % wide == 0, "{shape:?}");
+                    let last = at(row + tall - 1, col + wide - 1);
+                    assert_eq!(last, [top + tall - 1, left + wide - 1], "{shape:?}");
+                }
+            }
+            let spread = (at(height - 1, 0)[0] - at(0, 0)[0]) as f64 / rows as f64;
+            assert!(rows < TILE || spread > 0.4, "{shape:?}: {spread}");
+        }
     }
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use burn_nvfp4::recipe::{RecipeError, presets};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use burn_nvfp4_models::hybrid::recompute::Recompute;
+use burn_nvfp4_models::hybrid::step_memory::Recompute;
 use burn_nvfp4_models::train::config::{
     Activations, BackendName, ModelSource, ParallelConfig, TrainConfig,
 };
@@ -449,7 +449,7 @@ pub(crate) struct TrainArgs {
     /// Dtype of the activations; parameters stay f32.
     #[arg(long, value_enum)]
     pub(crate) activations: Option<Activations>,
-    /// What backward computes again instead of keeping it: less memory, a third more time, the same
+    /// What backward computes again instead of keeping it: less memory, more time, the same
     /// numbers.
     #[arg(
         long,
@@ -459,6 +459,10 @@ pub(crate) struct TrainArgs {
         default_missing_value = "blocks"
     )]
     pub(crate) recompute: Option<Recompute>,
+    /// Tokens that go through lm_head and the loss at a time: less memory where vocabularies are
+    /// large.
+    #[arg(long, value_name = "TOKENS")]
+    pub(crate) loss_chunk: Option<NonZeroUsize>,
     /// Which GPU, counted from 0; CPU backends have none. One, whatever the configuration says.
     #[arg(long, value_name = "INDEX", conflicts_with = "devices")]
     pub(crate) device: Option<usize>,
@@ -563,6 +567,9 @@ impl TrainArgs {
         set(&mut config.precision.backend, &self.backend);
         set(&mut config.precision.activations, &self.activations);
         set(&mut config.memory.recompute, &self.recompute);
+        if self.loss_chunk.is_some() {
+            config.memory.loss_chunk = self.loss_chunk;
+        }
         set(&mut config.steps, &self.steps);
         set(&mut config.batch.sequences, &self.batch_size);
         set(&mut config.batch.length, &self.seq_len);

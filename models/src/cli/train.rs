@@ -180,7 +180,7 @@ impl Prepared {
         let model = self.model.try_init(device, self.config.seed)?;
         let model = model
             .with_activations(self.config.precision.activations.dtype())
-            .with_recompute(self.config.memory.recompute);
+            .with_step_memory(self.config.memory);
         let trainee = Trainee::new(model, &self.config.optimizer);
         match self.begin.checkpoint() {
             None => Ok(trainee),

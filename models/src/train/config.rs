@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use crate::config::HybridConfig;
 use crate::data::BatchShape;
-use crate::hybrid::recompute::Recompute;
+use crate::hybrid::step_memory::StepMemory;
 
 pub use super::data::DataConfig;
 use super::guard::GuardConfig;
@@ -90,9 +90,9 @@ pub struct TrainConfig {
     /// Which devices train together; absent: one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parallel: Option<ParallelConfig>,
-    /// What is computed again instead of being kept; absent: nothing.
-    #[serde(default, skip_serializing_if = "MemoryConfig::is_default")]
-    pub memory: MemoryConfig,
+    /// What a step keeps; absent: all that backward needs.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub memory: StepMemory,
     /// When and on how much to validate.
     pub validation: ValidationConfig,
     /// When to save.
@@ -275,20 +275,6 @@ impl ParallelConfig {
                 batch.sequences, batch.accumulate
             ))
         })
-    }
-}
-
-/// What a step keeps in memory. No number that comes out depends on it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct MemoryConfig {
-    /// What backward computes again instead of keeping it.
-    pub recompute: Recompute,
-}
-
-impl MemoryConfig {
-    fn is_default(&self) -> bool {
-        *self == Self::default()
     }
 }
 
@@ -564,8 +550,16 @@ impl TrainConfig {
         if let Some(blend) = self.data.blend() {
             identity["blend"] = blend;
         }
+        // Recomputation changes no number; the parts of a sum do.
+        if let Some(chunk) = self.memory.loss_chunk {
+            identity["loss_chunk"] = json!(chunk);
+        }
         identity
     }
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 /// A share of some steps, rounded to the nearest.

@@ -277,8 +277,8 @@ fn row<'a>(
             .map(|(here, there)| gap(of(&here), of(&there)));
         Summary::of(&gaps.collect::<Vec<_>>())
     };
-    let (recipe, high_precision): (fn(&FinalLine) -> f64, fn(&FinalLine) -> f64) =
-        (|line| line.validation_loss, |line| line.high_precision_loss);
+    let recipe: fn(&FinalLine) -> f64 = |line| line.validation_loss;
+    let high_precision: fn(&FinalLine) -> f64 = |line| line.high_precision_loss;
     let nats: fn(f64, f64) -> f64 = |here, there| here - there;
     let runs = seeds
         .iter()

@@ -198,13 +198,13 @@ impl RunRecord {
         self.config["steps"].as_u64()
     }
 
-    /// A field of the precision section in words; a recipe in full has no name.
+    /// A field of the precision section in words; what is written in full has no name.
     pub fn precision(&self, field: &str) -> String {
         match &self.config["precision"][field] {
             Value::String(name) => name.clone(),
             Value::Null => "-".to_owned(),
-            Value::Object(_) if field == "recipe" => "a recipe of its own".to_owned(),
-            other => other.to_string(),
+            Value::Object(_) => "of its own".to_owned(),
+            value @ (Value::Bool(_) | Value::Number(_) | Value::Array(_)) => value.to_string(),
         }
     }
 

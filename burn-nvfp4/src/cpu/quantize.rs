@@ -45,7 +45,8 @@ use crate::rng::RandomKey;
 ///     rounding: Rounding::NearestEven,
 ///     transform: Transform::None,
 /// };
-/// let key = RandomKey { seed: 0, step: 0, micro_batch: 0, stream: Stream::Other(0) }; // not read by RNE
+/// // Not read where rounding is to nearest.
+/// let key = RandomKey { seed: 0, step: 0, micro_batch: 0, stream: Stream::Other(0) };
 /// let x = MatrixView::new(&[6.0_f32; 16], 1, 16)?;
 /// let q = quantize(x, Contraction::Columns, &spec, key)?;
 /// assert_eq!(q.codes(), [0x77; 8]); // code 7 is 6.0

@@ -534,7 +534,8 @@ impl TrainConfig {
     }
 
     /// What a resumed run must share with the one that it continues; on which and how many devices
-    /// it trains, where files lie, how often it validates and saves, what the guard does and what the run writes at the end may change.
+    /// it trains, where files lie, how often it validates and saves, what the guard does and what
+    /// the run writes at the end may change.
     pub fn identity(&self, model: &HybridConfig, data: u64, tokenizer: &str) -> Value {
         let mut identity = json!({
             "seed": self.seed,

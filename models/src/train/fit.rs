@@ -103,7 +103,8 @@ pub struct Batches<B: TrainingEngine> {
 /// Trains until the last step or until `interrupter` stops the run, with one rank or several.
 ///
 /// Every rank calls `trainee` on its own thread, for its device, the first one first; what it gives
-/// has to be the same on each. Returns how the run ended and the models of all ranks without autodiff, which are equal.
+/// has to be the same on each. Returns how the run ended and the models of all ranks without
+/// autodiff, which are equal.
 ///
 /// # Errors
 /// [`TrainError::Uneven`] if the ranks cannot share a step evenly, what `trainee` reports, and

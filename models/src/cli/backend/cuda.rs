@@ -66,8 +66,9 @@ pub(super) fn check_together(indices: &[usize]) -> Result<(), String> {
     // SAFETY: looks whether the library can be loaded and calls nothing in it.
     if !unsafe { cudarc::nccl::sys::is_culib_present() } {
         return Err(
-            "--devices: NCCL is missing (libnccl.so cannot be loaded); install libnccl-dev, or link \
-             that name to libnccl.so.2 of the package nvidia-nccl in a folder of LD_LIBRARY_PATH"
+            "--devices: NCCL is missing (libnccl.so cannot be loaded); install libnccl-dev, or \
+             link that name to libnccl.so.2 of a package that has only this, in a folder of \
+             LD_LIBRARY_PATH"
                 .to_owned(),
         );
     }

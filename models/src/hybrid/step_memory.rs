@@ -1,4 +1,4 @@
-//! What a training step keeps in memory, and what it computes again or bit by bit instead.
+//! What a training step keeps in memory, and what it computes again or in parts instead.
 
 use std::num::NonZeroUsize;
 

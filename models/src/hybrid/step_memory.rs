@@ -12,7 +12,8 @@ pub struct StepMemory {
     #[serde(default)]
     pub recompute: Recompute,
     /// Tokens that go through `lm_head` and the loss at a time; absent: all of a micro-batch. Sums
-    /// over tokens are rounded in another order, and a quantized `lm_head` sees each part by itself.
+    /// over tokens are rounded in another order, and a quantized `lm_head` sees each part by
+    /// itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss_chunk: Option<NonZeroUsize>,
 }

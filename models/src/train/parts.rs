@@ -12,9 +12,9 @@
 //! a block that runs again draws the same. Layer names and an open precision scope hold in the
 //! second run as in the first, because both happen inside of one call.
 //!
-//! With `loss_chunk` ([`StepMemory`](crate::hybrid::step_memory::StepMemory)) `lm_head` and the loss
-//! run forward and backward on some tokens after others, so `[tokens, vocab]` is never there at
-//! once, in no dtype.
+//! With `loss_chunk` in its [`StepMemory`](crate::hybrid::step_memory::StepMemory) a model has
+//! `lm_head` and the loss run forward and backward on some tokens after others, so
+//! `[tokens, vocab]` is never there at once, in no dtype.
 //!
 //! Neither is a node of one graph: burn-autodiff 0.21 ends each backward by locking every graph
 //! there is, and the outer graph is locked by the backward that would be running, so a backward

@@ -1,20 +1,21 @@
 //! What a training step holds in the memory of a CUDA device: two steps of a preset, one line.
 //!
 //! `cargo bench -p burn-nvfp4-models --features cuda --bench memory -- [small-130m|small-1b|4b]
-//! [bf16|nvfp4] [none|blocks] [SEQUENCESxLENGTH] [ACCUMULATE]`; what is left out: all of them, 4x2048,
-//! 1. A configuration that does not fit ends the process, so large ones are better run one by one.
+//! [bf16|nvfp4] [none|blocks] [SEQUENCESxLENGTH] [ACCUMULATE]`
+//!
+//! What is left out: all of them, 4x2048, 1. A configuration that does not fit ends the process, so
+//! large ones are better run one by one.
 //!
 //! Activations bf16, parameters, gradients and optimizer states f32, vocabulary 32768; `bf16` are
 //! linears in high precision, `nvfp4` is NVIDIA's recipe, `lm_head` in high precision in both. The
 //! first step warms up (kernels, trials of GEMMs, optimizer states), the second is measured:
 //!
-//! * `peak`: the most that CubeCL's allocator had in use. It keeps no peak, so a thread reads it over
-//!   and over; what lives for less than a read may be missed.
+//! * `peak`: the most that CubeCL's allocator had in use. It keeps no peak, so a thread reads it
+//!   over and over; what lives for less than a read may be missed.
 //! * `state`: in use before the step: parameters, moments, the batch.
-//! * `forward`: in use at the end of forward of the last micro-batch, beyond `state`. Not there with
-//!   recomputation, which has no such moment.
-//! * `linears`: what linears keep of that for backward, counted while it lives, and its part that is
-//!   packed weights.
+//! * `forward`: in use at the end of forward of the last micro-batch, beyond `state`. Not there
+//!   with recomputation, which has no such moment.
+//! * `linears`: what linears keep of that for backward, counted while it lives.
 //! * `reserved`: what the allocator has taken from the device.
 #![expect(clippy::print_stdout, reason = "a benchmark prints its table")]
 

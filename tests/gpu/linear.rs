@@ -376,7 +376,7 @@ fn the_gauge_of_a_device_sees_a_tensor_come_and_go() {
         assert!(with >= before + (1 << 20), "{before} {with}");
         drop(x);
         B::sync(&device).unwrap();
-        let read_elsewhere = std::thread::spawn(move || gauge()).join().unwrap();
+        let read_elsewhere = std::thread::spawn(gauge).join().unwrap();
         assert!(read_elsewhere.unwrap().in_use < with);
     }
     check::<Plain>();

@@ -68,22 +68,25 @@ impl KeptBytes {
     /// shape cannot be counted.
     pub fn of_linear(recipe: &Recipe, shape: [usize; 3], element: usize) -> Option<Self> {
         let [tokens, d_input, d_output] = shape;
-        let x = match recipe.wgrad.lhs {
-            OperandSpec::HighPrecision => tokens.checked_mul(d_input)?.checked_mul(element)?,
+        let read = recipe.wgrad.lhs;
+        let x = if !read.is_quantized() {
+            tokens.checked_mul(d_input)?.checked_mul(element)?
+        } else if read == recipe.fprop.lhs && read.is_transposable() {
             // One packing serves fprop too, and lies as fprop reads it.
-            spec if spec == recipe.fprop.lhs && spec.is_transposable() => {
-                packed_bytes(&spec, tokens, d_input)?
-            }
-            spec => packed_bytes(&spec, d_input, tokens)?,
+            packed_bytes(&read, tokens, d_input)?
+        } else {
+            packed_bytes(&read, d_input, tokens)?
         };
         let mean = if recipe.keeps_means_apart() {
             d_input.checked_mul(size_of::<f32>())?
         } else {
             0
         };
-        let weight = match recipe.dgrad.rhs {
-            OperandSpec::HighPrecision => 0,
-            spec => packed_bytes(&spec, d_input, d_output)?,
+        let read = recipe.dgrad.rhs;
+        let weight = if read.is_quantized() {
+            packed_bytes(&read, d_input, d_output)?
+        } else {
+            0
         };
         let x = x.checked_add(mean)?;
         Some(Self { x, weight })

@@ -1,4 +1,4 @@
-//! What a training step keeps in memory, and what it computes again or bit by bit instead.
+//! What a training step keeps in memory, and what it computes again or in parts instead.
 
 use std::num::NonZeroUsize;
 
@@ -12,7 +12,8 @@ pub struct StepMemory {
     #[serde(default)]
     pub recompute: Recompute,
     /// Tokens that go through `lm_head` and the loss at a time; absent: all of a micro-batch. Sums
-    /// over tokens are rounded in another order, and a quantized `lm_head` sees each part by itself.
+    /// over tokens are rounded in another order, and a quantized `lm_head` sees each part by
+    /// itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss_chunk: Option<NonZeroUsize>,
 }

@@ -12,8 +12,9 @@
 //! a block that runs again draws the same. Layer names and an open precision scope hold in the
 //! second run as in the first, because both happen inside of one call.
 //!
-//! With [`StepMemory::loss_chunk`] `lm_head` and the loss run forward and backward on some tokens
-//! after others, so `[tokens, vocab]` is never there at once, in no dtype.
+//! With `loss_chunk` in its [`StepMemory`](crate::hybrid::step_memory::StepMemory) a model has
+//! `lm_head` and the loss run forward and backward on some tokens after others, so
+//! `[tokens, vocab]` is never there at once, in no dtype.
 //!
 //! Neither is a node of one graph: burn-autodiff 0.21 ends each backward by locking every graph
 //! there is, and the outer graph is locked by the backward that would be running, so a backward
@@ -30,10 +31,10 @@ use burn_hybrid_ops::TrainingEngine;
 use super::loss::loss_of_hidden;
 use crate::data::TokenBatch;
 use crate::hybrid::HybridLm;
-use crate::hybrid::step_memory::{Recompute, StepMemory};
+use crate::hybrid::step_memory::Recompute;
 use crate::nn::pass::Pass;
 
-/// Mean next-token loss, and the gradients of all parameters, as the model's [`StepMemory`] says.
+/// Mean next-token loss, and the gradients of all parameters, in parts as the model says.
 pub(super) fn loss_and_gradients<B: TrainingEngine>(
     model: &HybridLm<B>,
     batch: TokenBatch<B>,

@@ -147,7 +147,8 @@ fn a_loss_in_chunks_is_the_loss_up_to_the_order_of_sums() {
     }
 }
 
-/// Under a quantized body too: the gradient that reaches it is quantized, so it may differ by codes.
+/// Under a quantized body too: the gradient that reaches it is quantized, so it may differ by
+/// codes.
 #[test]
 fn chunks_reach_a_quantized_body() {
     let _device = exclusive();

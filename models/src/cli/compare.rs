@@ -1,7 +1,7 @@
 //! `nvfp4 compare`: the runs of a study, one after another, and what came of them.
 //!
-//! 1. Read the study; refuse what can be refused: an arm that makes no run, a run in the folder that
-//!    is another one.
+//! 1. Read the study; refuse what can be refused: an arm that makes no run, a run in the folder
+//!    that is another one.
 //! 2. For each run that is asked for and not over: take its folder, train it as `nvfp4 train` does.
 //!    A run that another process trains is left to it; one that gave up stays as it is.
 //! 3. Read every log in the folder and write the outcome ([`results`]).

@@ -5,7 +5,8 @@
 //!    gap, falls out of them.
 //! 2. The gap at step t is the mean difference over the last `window` steps that both runs have, in
 //!    percent of the reference's mean loss over the same steps. It begins at the first full window.
-//! 3. A run that went back to a checkpoint goes on with other batches: nothing is paired from there.
+//! 3. A run that went back to a checkpoint goes on with other batches: nothing is paired from there
+//!    on.
 //! 4. Validations at equal steps read the same windows and are compared as they are.
 
 use std::collections::BTreeMap;

@@ -193,7 +193,12 @@ pub(crate) fn gap_chart(outcome: &Outcome) -> Chart {
         let last = curve.validation.last();
         Line {
             label: last.map_or(curve.arm.clone(), |last| {
-                format!("{}: {:+.2} %", curve.arm, last.mean)
+                let (arm, mean) = (&curve.arm, last.mean);
+                if last.step < outcome.steps {
+                    format!("{arm}: {mean:+.2} % at {}", last.step)
+                } else {
+                    format!("{arm}: {mean:+.2} %")
+                }
             }),
             points: points.iter().map(value).collect(),
             band: if is_several {

@@ -21,7 +21,8 @@ svg { max-width: 100%; height: auto; display: block; }
 table { border-collapse: collapse; font-size: .84rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .25rem .6rem; border-bottom: 1px solid #eaeef2;
          vertical-align: top; }
-th { border-bottom: 2px solid #d8dee4; } .n { text-align: right; white-space: nowrap; }
+th { border-bottom: 2px solid #d8dee4; } .n { text-align: right; }
+td.n { white-space: nowrap; }
 tbody tr:hover { background: #f6f8fa; }
 pre { background: #f6f8fa; padding: .8rem; overflow-x: auto; font-size: .82rem; }
 details > summary { cursor: pointer; color: #0550ae; }
@@ -96,8 +97,8 @@ impl Page {
     pub(super) fn finish(self) -> String {
         format!(
             "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n<meta \
-             name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<title>{}</title>\n\
-             <style>{STYLE}</style>\n</head>\n<body>\n{}</body>\n</html>\n",
+             name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
+             <title>{}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n{}</body>\n</html>\n",
             escaped(&self.title),
             self.body
         )

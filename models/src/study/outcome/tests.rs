@@ -1,3 +1,5 @@
+//! Pairs, spreads, and what is not finished, on runs made by hand.
+
 use super::*;
 use crate::study::record::{Loss, StepPoint};
 

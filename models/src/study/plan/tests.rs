@@ -1,7 +1,9 @@
+//! Study files, right and wrong.
+
 use std::path::Path;
 
 use super::*;
-use crate::train::config::BackendName;
+use crate::train::config::{BackendName, ModelSource};
 
 /// A study beside the configurations of the repository.
 fn parse(text: &str) -> Result<Study, StudyError> {
@@ -109,8 +111,6 @@ fn a_model_and_a_text_replace_those_of_the_base() {
     };
     assert!(path.ends_with("configs/m.json"), "{}", path.display());
 }
-
-use crate::train::config::ModelSource;
 
 #[test]
 fn a_resolved_study_is_read_back() {

@@ -1,3 +1,5 @@
+//! Sections, escaping, and runs that are not whole.
+
 use std::path::PathBuf;
 
 use burn_nvfp4_models::train::layers::GemmFigure;

@@ -139,6 +139,7 @@ fn an_operand_is_under_the_amax_of_the_last_renewal() {
     let key = RandomKey {
         seed: 0,
         step: 3,
+        micro_batch: 0,
         stream: Stream::Other(0),
     };
     let x = x_values(3.0);

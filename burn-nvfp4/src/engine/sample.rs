@@ -160,6 +160,7 @@ fn format<B: Backend>(operand: &Operand<B>, spec: OperandSpec) -> String {
 
 #[cfg(all(test, feature = "ndarray"))]
 mod tests {
+    use burn_backend::ops::FloatTensorOps;
     use burn_backend::{DType, TensorData};
     use burn_ndarray::NdArray;
 
@@ -168,12 +169,12 @@ mod tests {
     /// Every element is its index.
     fn matrix(rows: usize, cols: usize) -> FloatTensor<NdArray> {
         let data: Vec<_> = (0..rows * cols).map(|i| i as f32).collect();
-        NdArray::float_from_data(TensorData::new(data, [rows, cols]), &Default::default())
+        <NdArray>::float_from_data(TensorData::new(data, [rows, cols]), &Default::default())
     }
 
     fn values(x: FloatTensor<NdArray>) -> Vec<f32> {
         assert_eq!(x.dtype(), DType::F32);
-        let data = burn_backend::read_sync(NdArray::float_into_data(x)).unwrap();
+        let data = burn_backend::read_sync(<NdArray>::float_into_data(x)).unwrap();
         data.to_vec().unwrap()
     }
 

@@ -132,6 +132,7 @@ mod tests {
         let key = RandomKey {
             seed: 0,
             step: 0,
+            micro_batch: 0,
             stream: Stream::Other(0),
         };
         for preset in presets::PRESETS {

@@ -19,7 +19,7 @@ const COLOURS: [RGBColor; 8] = [
 ];
 const GREY: RGBColor = RGBColor(120, 120, 120);
 /// Width of the legend.
-const LEGEND: i32 = 210;
+const LEGEND: i32 = 250;
 /// Height of a line of the legend.
 const LEGEND_LINE: i32 = 20;
 
@@ -171,6 +171,11 @@ impl Chart {
         };
         let (low, high) = (at(self.cut.0), at(1.0 - self.cut.1));
         let (low, high) = low.zip(high).unwrap_or((0.0, 1.0));
+        // Where lines end is what is read off: it is left out only if it would flatten all else.
+        let near = high + (high - low);
+        let ends = self.lines.iter().filter_map(|line| line.points.last());
+        let ends = ends.map(|end| end.1).filter(|&end| end <= near);
+        let high = ends.fold(high, f64::max);
         let low = self.zero.map_or(low, |zero| low.min(zero));
         let high = self.zero.map_or(high, |zero| high.max(zero));
         let margin = if low < high { 0.05 * (high - low) } else { 0.5 };
@@ -232,5 +237,21 @@ mod tests {
         };
         let (low, high) = chart(vec![line]).range();
         assert!(low <= 0.0 && high < 2.0, "{low}, {high}");
+    }
+
+    #[test]
+    fn where_a_line_ends_is_shown() {
+        let rising = |i: u8| (f64::from(i), if i < 90 { 1.0 } else { 1.1 });
+        let flat = |i: u8| (f64::from(i), 0.5);
+        let line = |points: Vec<_>| Line {
+            points,
+            ..Line::default()
+        };
+        let mut chart = chart(vec![
+            line((0..100).map(rising).collect()),
+            line((0..200).map(flat).collect()),
+        ]);
+        chart.cut = (0.0, 0.1);
+        assert!(chart.range().1 > 1.1, "{:?}", chart.range());
     }
 }

@@ -8,9 +8,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::DType;
 use burn_nvfp4::oscillation::OsciReset;
-use burn_nvfp4::recipe::{
-    Override, PRESETS, Policy, Recipe, RecipeError, ScaleRenewal, WarmUp,
-};
+use burn_nvfp4::recipe::{Override, PRESETS, Policy, Recipe, RecipeError, ScaleRenewal, WarmUp};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 

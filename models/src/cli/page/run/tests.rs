@@ -25,6 +25,7 @@ fn start(seed: u64) -> LogLine {
         model: json!(null),
         parameters: 123,
         data: json!({"fingerprint": "ab"}),
+        ranks: 1,
     }
 }
 

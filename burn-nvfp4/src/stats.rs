@@ -8,8 +8,8 @@
 //! A step that is not sampled costs nothing. One that is quantizes each operand a second time, by
 //! the executable specification: on a CPU where the tensor lies, on other devices from a copy that
 //! is read back, which waits for the device. Of an operand with more than 2^17 elements about as
-//! many are measured, tiles of 128 x 128 from all over it, under the tensor amax of the whole; under
-//! their own where rows have scales of their own, or the correction of EDEN. Of several
+//! many are measured, tiles of 128 x 128 from all over it, under the tensor amax of the whole;
+//! under their own where rows have scales of their own, or the correction of EDEN. Of several
 //! micro-batches the first is measured.
 //!
 //! Apart from samples, [`kept_bytes`] says what linears keep for backward, always and at no cost.

@@ -15,7 +15,8 @@ use crate::stats::{GemmSample, OperandSample};
 /// would take longer than many steps.
 const PART: usize = 1 << 17;
 
-/// Height and width of the tiles that a part is made of: the longest blocks and rotations there are.
+/// Height and width of the tiles that a part is made of: the longest blocks and rotations there
+/// are.
 const TILE: usize = 128;
 
 /// Measures the operands that were made of `x`, if the step is sampled, or a part of them; each

@@ -699,7 +699,8 @@ mod tests {
                 devices(c, &[0, 1]);
                 c.precision.recipe = burn_nvfp4::recipe::presets::NVIDIA_RENEWED_16;
             },
-            "parallel.devices is [0, 1], it must be one device with a recipe that has scale_renewal",
+            "parallel.devices is [0, 1], it must be one device with a recipe that has \
+             scale_renewal",
         );
         let mut even = default.clone();
         devices(&mut even, &[2, 0]);

@@ -49,8 +49,13 @@ impl Key {
     }
 }
 
-/// A tensor of the graph, and how it was packed.
-type Of = (u64, Key);
+/// A tensor of the graph, how it was packed, and for which micro-batch: random bits of data are its
+/// own.
+type Of = (u64, Key, u32);
+
+fn of_x(id: u64, plan: &LinearPlan) -> Of {
+    (id, Key::of(plan), plan.micro_batch)
+}
 
 thread_local! {
     /// The `X` of the last linear, for as long as a node keeps it.
@@ -67,7 +72,7 @@ impl<B: Nvfp4Engine> KeptX<B> {
         LAST_X.with_borrow(|last| {
             let (of, x) = last.as_ref()?;
             let x = x.downcast_ref::<Weak<Self>>()?;
-            (*of == (id, Key::of(plan))).then(|| x.upgrade())?
+            (*of == of_x(id, plan)).then(|| x.upgrade())?
         })
     }
 
@@ -87,7 +92,7 @@ impl<B: Nvfp4Engine> KeptX<B> {
             _counted: Counted::new::<B>(device, bytes),
         });
         let weak: Box<dyn Any> = Box::new(Arc::downgrade(&kept));
-        LAST_X.set(Some(((id, Key::of(plan)), weak)));
+        LAST_X.set(Some((of_x(id, plan), weak)));
         kept
     }
 

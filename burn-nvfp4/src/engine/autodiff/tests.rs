@@ -7,7 +7,7 @@ use burn::tensor::{Tensor, TensorData, module};
 
 use super::super::tests::{Portable, take_quantized};
 use crate::recipe::{Recipe, presets};
-use crate::scope::{precision, shared_weights};
+use crate::scope::{micro_batch, precision, shared_weights};
 
 type B = crate::Nvfp4<Autodiff<Portable>>;
 
@@ -111,5 +111,19 @@ fn three_linears_of_one_activation_keep_it_once() {
                 [&together, &alone].map(|grads| weight.grad(grads).expect("tracked").into_data());
             assert_eq!(grads[0], grads[1]);
         }
+    });
+}
+
+/// What is kept of an activation may have been rounded stochastically, and micro-batches have random
+/// bits of their own.
+#[test]
+fn micro_batches_do_not_share_an_activation() {
+    precision(presets::NVIDIA, || {
+        let x = tensor([32, 48], 0.1).require_grad();
+        let weight = tensor([48, 16], 0.2).require_grad();
+        take_quantized();
+        let linear = |index| micro_batch(index, || module::linear(x.clone(), weight.clone(), None));
+        let _kept = [linear(0), linear(0), linear(1)];
+        assert_eq!(count(&take_quantized(), "wgrad.lhs"), 2);
     });
 }

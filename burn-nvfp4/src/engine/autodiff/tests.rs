@@ -114,8 +114,8 @@ fn three_linears_of_one_activation_keep_it_once() {
     });
 }
 
-/// What is kept of an activation may have been rounded stochastically, and micro-batches have random
-/// bits of their own.
+/// What is kept of an activation may have been rounded stochastically, and micro-batches have
+/// random bits of their own.
 #[test]
 fn micro_batches_do_not_share_an_activation() {
     precision(presets::NVIDIA, || {

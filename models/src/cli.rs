@@ -9,6 +9,7 @@ pub(crate) mod sources;
 pub(crate) mod signal;
 pub(crate) mod memory;
 pub(crate) mod table;
+pub(crate) mod measured;
 pub(crate) mod chart;
 pub(crate) mod plot;
 pub(crate) mod report;

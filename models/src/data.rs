@@ -47,10 +47,7 @@ pub use tokens::{Split, TokenFile};
 #[non_exhaustive]
 pub enum DataError {
     /// Nothing at the path.
-    #[error(
-        "{}: no such file or folder; --data takes a text file or a folder of them",
-        path.display()
-    )]
+    #[error("{}: no such file or folder", path.display())]
     Missing {
         /// What was asked for.
         path: PathBuf,

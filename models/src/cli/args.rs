@@ -56,7 +56,8 @@ pub(crate) enum Command {
     /// Write a checkpoint of a training run as a Hugging Face directory: in NVFP4 the weights that
     /// its forward multiplies, or everything as floats.
     Export(Box<ExportArgs>),
-    /// List the tensors of a Hugging Face directory with what 4 bits do, or would do, to each.
+    /// List the tensors of a Hugging Face directory with what 4 bits do, or would do, to each; or
+    /// what a run measured of its operands, and which GEMM ran where.
     Inspect(Box<InspectArgs>),
     /// Measure how well a Hugging Face checkpoint answers, in the formats of lm-evaluation-harness.
     ///
@@ -234,7 +235,7 @@ pub(crate) struct ExportArgs {
 /// Arguments of `nvfp4 inspect`.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct InspectArgs {
-    /// Folder with config.json and safetensors files.
+    /// Folder with config.json and safetensors files, or the folder of a run.
     #[arg(value_name = "DIR")]
     pub(crate) directory: PathBuf,
     /// The directory that DIR was quantized from: errors are against its weights.

@@ -1,4 +1,6 @@
-//! `nvfp4 inspect`: a table of the tensors of a directory.
+//! `nvfp4 inspect`: a table of the tensors of a directory, or of what a run measured.
+
+mod run;
 
 use std::fmt::Write as _;
 use std::io::{ErrorKind, Write as _, stdout};
@@ -13,6 +15,9 @@ use super::{Failure, Success, serve};
 /// # Errors
 /// [`Failure`], one line each.
 pub(crate) fn inspect(arguments: &InspectArgs) -> Result<Success, Failure> {
+    if run::is_run(&arguments.directory) {
+        return print(&of_run(arguments)?);
+    }
     let selection = serve::selection(&arguments.selection)?;
     let what = match &arguments.against {
         Some(original) => Inspected::Against(original),
@@ -25,8 +30,20 @@ pub(crate) fn inspect(arguments: &InspectArgs) -> Result<Success, Failure> {
     let mut rows = Vec::new();
     inspect_directory(&arguments.directory, &what, &mut |tensor| rows.push(tensor))
         .map_err(Failure::error)?;
+    print(&table(&rows))
+}
+
+fn of_run(arguments: &InspectArgs) -> Result<String, Failure> {
+    if arguments.against.is_some() {
+        let message = "--against is for quantized weights, and DIR is a run".to_owned();
+        return Err(Failure::Usage(message));
+    }
+    run::tables(&arguments.directory)
+}
+
+fn print(text: &str) -> Result<Success, Failure> {
     let mut out = stdout().lock();
-    let written = out.write_all(table(&rows).as_bytes());
+    let written = out.write_all(text.as_bytes());
     match written.and_then(|()| out.flush()) {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => {
             Err(Failure::Error(format!("stdout: cannot write: {error}")))

@@ -6,7 +6,6 @@
 mod html;
 mod curves;
 mod heat_map;
-mod gemms;
 mod run;
 mod study;
 

@@ -28,6 +28,18 @@ fn a_run_has_a_page_with_what_was_sampled_and_which_routine_ran() {
         assert!(page.contains(text), "{text}");
     }
     assert!(!page.contains("<script"));
+    let inspected = desk.command("inspect runs/a").output().unwrap();
+    assert!(inspected.status.success());
+    let tables = String::from_utf8(inspected.stdout).unwrap();
+    for text in [
+        "step 4\n",
+        "SQNR, dB",
+        "layers.1.mixer.up_proj    wgrad.rhs",
+        "from step 1 on\n",
+        "emulated: f32 GEMM of decoded operands",
+    ] {
+        assert!(tables.contains(text), "{text}: {tables}");
+    }
     // A log alone is enough, and another place may be named.
     desk.write(
         "logs/log.jsonl",

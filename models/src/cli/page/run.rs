@@ -2,12 +2,12 @@
 
 use burn_nvfp4_models::study::gap::percent;
 use burn_nvfp4_models::study::record::{RunEnd, RunRecord};
-use burn_nvfp4_models::train::layers::OperandFigure;
 use burn_nvfp4_models::train::log::SkipReason;
 
 use super::heat_map::{Measure, heat_map};
 use super::html::Page;
-use super::{Run, curves, gemms};
+use super::{Run, curves};
+use crate::cli::measured;
 use crate::cli::table::Table;
 
 /// Writes it.
@@ -158,43 +158,7 @@ fn quantization(page: &mut Page, record: &RunRecord) {
         }
     }
     let title = format!("Every operand in step {step}");
-    page.folded(&title, &operands(figures).html());
-}
-
-fn operands(figures: &[OperandFigure]) -> Table {
-    let heading = [
-        "layer",
-        "operand",
-        "SQNR, dB",
-        "to zero, %",
-        "cut off, %",
-        "zero scales, %",
-        "amax",
-        "scaled to 4, %",
-        "bias of rounding, %",
-    ];
-    let percent =
-        |share: Option<f64>| share.map_or("-".to_owned(), |share| format!("{:.3}", 100.0 * share));
-    let mut table = Table::new(&heading, 2);
-    let row = |figure: &OperandFigure| {
-        vec![
-            figure.layer.clone(),
-            figure.operand.clone(),
-            figure
-                .sqnr_db
-                .map_or("-".to_owned(), |sqnr| format!("{sqnr:.2}")),
-            percent(Some(figure.underflow)),
-            percent(Some(figure.saturation)),
-            percent(figure.zero_scale_blocks),
-            figure
-                .tensor_amax
-                .map_or("-".to_owned(), |amax| format!("{amax:.4e}")),
-            percent(figure.scaled_to_four),
-            percent(figure.rounding_bias),
-        ]
-    };
-    table.rows = figures.iter().map(row).collect();
-    table
+    page.folded(&title, &measured::operands(figures).html());
 }
 
 fn routines(page: &mut Page, record: &RunRecord) {
@@ -204,7 +168,7 @@ fn routines(page: &mut Page, record: &RunRecord) {
     }
     for (step, figures) in &record.gemms {
         page.html(&format!("<p>From step {step} on</p>\n"));
-        page.html(&gemms::table(figures).html());
+        page.html(&measured::gemms(figures).html());
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use burn_nvfp4_models::train::layers::GemmFigure;
+use burn_nvfp4_models::train::layers::{GemmFigure, OperandFigure};
 use burn_nvfp4_models::train::log::{FinalLine, Forward, LogLine, RewindLine, SkippedLine};
 use serde_json::json;
 

@@ -1,15 +1,53 @@
-//! Which GEMM really ran in which formats by which routine: layers that ran alike share a row.
+//! What a run measured of quantization, as tables: every operand of a step, and which GEMM really
+//! ran in which formats by which routine, where layers that ran alike share a row.
 
 use std::collections::BTreeMap;
 
-use burn_nvfp4_models::train::layers::GemmFigure;
+use burn_nvfp4_models::train::layers::{GemmFigure, OperandFigure};
 
 use crate::cli::table::Table;
 
-/// The table of the GEMMs of a step.
-pub(super) fn table(gemms: &[GemmFigure]) -> Table {
+/// What quantization did to each operand of a step.
+pub(crate) fn operands(figures: &[OperandFigure]) -> Table {
+    let heading = [
+        "layer",
+        "operand",
+        "SQNR, dB",
+        "to zero, %",
+        "cut off, %",
+        "zero scales, %",
+        "amax",
+        "scaled to 4, %",
+        "bias of rounding, %",
+    ];
+    let percent =
+        |share: Option<f64>| share.map_or("-".to_owned(), |share| format!("{:.3}", 100.0 * share));
+    let mut table = Table::new(&heading, 2);
+    let row = |figure: &OperandFigure| {
+        vec![
+            figure.layer.clone(),
+            figure.operand.clone(),
+            figure
+                .sqnr_db
+                .map_or("-".to_owned(), |sqnr| format!("{sqnr:.2}")),
+            percent(Some(figure.underflow)),
+            percent(Some(figure.saturation)),
+            percent(figure.zero_scale_blocks),
+            figure
+                .tensor_amax
+                .map_or("-".to_owned(), |amax| format!("{amax:.4e}")),
+            percent(figure.scaled_to_four),
+            percent(figure.rounding_bias),
+        ]
+    };
+    table.rows = figures.iter().map(row).collect();
+    table
+}
+
+/// The GEMMs of a step.
+pub(crate) fn gemms(figures: &[GemmFigure]) -> Table {
     let mut rows: Vec<(&GemmFigure, Vec<&str>)> = Vec::new();
-    for gemm in gemms {
+    for gemm in figures {
         let alike = |(row, _): &&mut (&GemmFigure, Vec<&str>)| {
             (&row.gemm, &row.lhs, &row.rhs, &row.routine)
                 == (&gemm.gemm, &gemm.lhs, &gemm.rhs, &gemm.routine)
@@ -87,14 +125,14 @@ mod tests {
 
     #[test]
     fn layers_that_ran_alike_share_a_row_and_blocks_a_name() {
-        let gemms = [
+        let figures = [
             gemm("layers.10.mixer.in_proj", "fprop", "emulated"),
             gemm("layers.0.mixer.in_proj", "dgrad", "emulated"),
             gemm("layers.2.mixer.in_proj", "fprop", "emulated"),
             gemm("layers.1.mixer.up_proj", "fprop", "emulated"),
             gemm("lm_head", "fprop", "Burn's own op"),
         ];
-        let table = table(&gemms);
+        let table = gemms(&figures);
         let rows: Vec<_> = table
             .rows
             .iter()

@@ -351,9 +351,10 @@ fn sharing_packed_weights_changes_no_results_on_a_device() {
                 let same = preset.recipe != presets::NVIDIA || is_same(shared, apart);
                 assert!(same, "{mode}, {}", preset.name);
             }
-            // Formats without an amax quantize in one launch, and decoding is another.
-            let fewer = preset.recipe != presets::NVIDIA || few < many;
-            assert!(fewer, "{mode}, {}: {few} of {many}", preset.name);
+            // A weight that is there packed is decoded in a launch, and made in two with its amax;
+            // the factor after the GEMM may take one more. Formats without an amax take one.
+            let no_more = preset.recipe != presets::NVIDIA || few <= many;
+            assert!(no_more, "{mode}, {}: {few} of {many}", preset.name);
         }
     }
     check::<Nvfp4<Autodiff<Plain>>>("plain");

@@ -273,7 +273,21 @@ fn ends(spec: &PolicySpec) -> Result<Ends, RecipeError> {
     }
 }
 
+/// Bytes of a layer pattern, at most: names of layers are shorter, and what a pattern is compiled
+/// to takes some hundred times its length.
+const LONGEST_PATTERN: usize = 128;
+
 fn compile(pattern: &str) -> Result<GlobMatcher, RecipeError> {
+    if pattern.len() > LONGEST_PATTERN {
+        let begin: String = pattern.chars().take(24).collect();
+        return Err(RecipeError::Pattern {
+            pattern: format!("{begin}.."),
+            reason: format!(
+                "it has {} bytes, at most {LONGEST_PATTERN} are taken",
+                pattern.len()
+            ),
+        });
+    }
     let glob = Glob::new(pattern).map_err(|error| RecipeError::Pattern {
         pattern: pattern.to_owned(),
         reason: error.kind().to_string(),

@@ -365,3 +365,20 @@ fn a_recipe_without_an_arithmetic_is_refused() {
     );
     assert!(Policy::by_name("uniform", lopsided).is_err());
 }
+
+/// A configuration from elsewhere could have megabytes compiled by a pattern of kilobytes.
+#[test]
+fn a_pattern_longer_than_any_layer_name_is_refused() {
+    let policy = |length: usize| {
+        Policy::uniform(NVIDIA).with_override(&"\u{ef}".repeat(length / 2), HIGH_PRECISION)
+    };
+    policy(128).unwrap();
+    let message = policy(9000).unwrap_err().to_string();
+    assert_eq!(
+        message,
+        format!(
+            "`{}..` is not a layer pattern: it has 9000 bytes, at most 128 are taken",
+            "\u{ef}".repeat(24)
+        )
+    );
+}

@@ -31,15 +31,26 @@ pub(super) fn operands<B: Nvfp4Engine>(
         return;
     }
     let device = B::float_device(x);
-    let part = part::<B>(x.clone());
-    for (request, amax) in requests.iter().zip(amaxes) {
-        let is_first = request.spec.is_quantized() && is_first::<B>(&device, plan, request.operand);
-        if !is_first {
-            continue;
-        }
-        let amax = amax.clone();
-        let amax = amax.map(|amax| B::read_matrix(amax, |amax| amax.first()));
-        let statistics = B::read_matrix(part.clone(), |part| part.statistics(request, amax));
+    let first = |request: &OperandRequest<'_>| {
+        request.spec.is_quantized() && is_first::<B>(&device, plan, request.operand)
+    };
+    let wanted = requests.iter().zip(amaxes);
+    let wanted: Vec<_> = wanted.filter(|(request, _)| first(request)).collect();
+    if wanted.is_empty() {
+        return;
+    }
+    let read = |amax: &Option<FloatTensor<B>>| {
+        let amax = amax.clone()?;
+        Some(B::read_matrix(amax, |amax| amax.first()))
+    };
+    let amaxes: Vec<_> = wanted.iter().map(|(_, amax)| read(amax)).collect();
+    // Read once for all operands that are made of it.
+    let measured: Vec<_> = B::read_matrix(part::<B>(x.clone()), |part| {
+        let operands = wanted.iter().zip(amaxes);
+        let operands = operands.map(|((request, _), amax)| part.statistics(request, amax));
+        operands.collect()
+    });
+    for ((request, _), statistics) in wanted.into_iter().zip(measured) {
         let sample = OperandSample {
             step: plan.step,
             layer: plan.layer.as_deref().map(str::to_owned),

@@ -106,6 +106,37 @@ const STRICT: GuardConfig = GuardConfig {
     spike: None,
 };
 
+/// A folder for runs on one text.
+struct Place {
+    folder: tempfile::TempDir,
+    tokens: Arc<TokenFile>,
+}
+
+impl Place {
+    fn new() -> Self {
+        Self::of(tokens)
+    }
+
+    fn of(tokens: impl FnOnce(&Path) -> Arc<TokenFile>) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let tokens = tokens(folder.path());
+        Self { folder, tokens }
+    }
+
+    /// Eight steps with a checkpoint in the middle, unless a test says otherwise.
+    fn run(&self, name: &str, shape: BatchShape) -> Run<'_> {
+        Run {
+            tokens: &self.tokens,
+            directory: RunDirectory::at(&self.folder.path().join(name)),
+            shape,
+            total: 8,
+            save_every: 4,
+            guard: STRICT,
+            snapshot: Snapshot::Shared,
+        }
+    }
+}
+
 /// How a run ended, and what each rank has trained.
 type Trained<B> = (Outcome, Vec<HybridLm<<B as AutodiffBackend>::InnerBackend>>);
 

@@ -9,17 +9,12 @@ use crate::device::exclusive;
 #[test]
 fn two_micro_batches_equal_one_of_double_size() {
     let _device = exclusive();
-    let dir = tempfile::tempdir().unwrap();
-    let tokens = tokens(dir.path());
+    let place = Place::new();
     let losses = |name: &str, shape| {
         let run = Run {
-            tokens: &tokens,
-            directory: RunDirectory::at(&dir.path().join(name)),
-            shape,
             total: 3,
             save_every: 3,
-            guard: STRICT,
-            snapshot: Snapshot::Shared,
+            ..place.run(name, shape)
         };
         run.go::<Autodiff<NdArray>>(Box::new(Unquantized), None, &Interrupter::new())
             .unwrap();

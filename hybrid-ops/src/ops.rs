@@ -124,17 +124,19 @@ pub fn has_adamw<B: HybridEngine, const D: usize>(param: &Tensor<B, D>) -> bool 
         && B::has_optimizer(&param.device())
 }
 
-/// One AdamW update of `[parameter, first moment, second moment]` in one kernel, where
-/// [`has_adamw`] says that there is one; in place where nobody else holds the tensors.
-pub fn adamw<B: HybridEngine, const D: usize>(
-    state: [Tensor<B, D>; 3],
-    grad: Tensor<B, D>,
+/// One AdamW update of many `[parameter, first moment, second moment, gradient]` by kernels that
+/// share launches, where [`has_adamw`] says that there are some; moments in place where nobody else
+/// holds them. Gradients are multiplied by `factor` first.
+pub fn adamw<B: HybridEngine>(
+    states: Vec<[FloatTensor<B>; 4]>,
+    factor: Option<Tensor<B, 1>>,
     numbers: AdamW,
-) -> [Tensor<B, D>; 3] {
-    let [param, moment_1, moment_2] = state.map(|tensor| tensor.into_primitive().tensor());
-    let grad = grad.into_primitive().tensor();
-    let made = B::adamw([param, moment_1, moment_2, grad], numbers);
-    made.map(|tensor| Tensor::from_primitive(TensorPrimitive::Float(tensor)))
+) -> Vec<[FloatTensor<B>; 3]> {
+    if states.is_empty() {
+        return Vec::new();
+    }
+    let factor = factor.map(|factor| factor.into_primitive().tensor());
+    B::adamw(states, factor, numbers)
 }
 
 /// The result of `op` by a kernel, if there is one.

@@ -36,9 +36,9 @@ use burn_nvfp4_models::config::HybridConfig;
 use burn_nvfp4_models::data::TokenBatch;
 use burn_nvfp4_models::hybrid::HybridLm;
 use burn_nvfp4_models::hybrid::step_memory::{Recompute, StepMemory};
-use burn_nvfp4_models::train::gradients::average_and_clip;
+use burn_nvfp4_models::train::gradients::{clip_factor, global_norm};
 use burn_nvfp4_models::train::memory::{StateBytes, kept_by_linears};
-use burn_nvfp4_models::train::optim::{GroupedAdamW, OptimizerConfig};
+use burn_nvfp4_models::train::optim::{GroupedAdamW, OptimizerConfig, scale_at_update};
 use burn_nvfp4_models::train::step::{loss_and_gradients, next_token_loss};
 
 type Inner = Autodiff<Cuda>;
@@ -186,7 +186,8 @@ impl Case<'_> {
                 passes()
             };
             let average = 1.0 / self.accumulate as f64;
-            average_and_clip::<B, _>(&model, &mut grads, average, Some(1.0));
+            let norm = global_norm::<B, _>(&model, &grads, average);
+            scale_at_update::<B>(&mut grads, clip_factor(norm, average, Some(1.0)), &device);
             model = optimizer.step(1e-4, model, grads);
             B::sync(&device).expect("the device answers");
             readings.peak = peak.stop();

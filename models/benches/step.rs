@@ -23,8 +23,8 @@ use burn_nvfp4::{Nvfp4, kernels};
 use burn_nvfp4_models::config::{Bias, HybridConfig};
 use burn_nvfp4_models::data::TokenBatch;
 use burn_nvfp4_models::hybrid::HybridLm;
-use burn_nvfp4_models::train::gradients::average_and_clip;
-use burn_nvfp4_models::train::optim::{GroupedAdamW, OptimizerConfig};
+use burn_nvfp4_models::train::gradients::{clip_factor, global_norm};
+use burn_nvfp4_models::train::optim::{GroupedAdamW, OptimizerConfig, scale_at_update};
 use burn_nvfp4_models::train::step::next_token_loss;
 
 type B = Nvfp4<Autodiff<Cuda>>;
@@ -143,7 +143,8 @@ fn measure(size: &Size, (name, recipe): (&str, Recipe)) {
         burn_nvfp4::set_progress::<B>(&device, progress);
         let loss = next_token_loss(&model, batch.clone());
         let mut grads = GradientsParams::from_grads(loss.backward(), &model);
-        let norm = average_and_clip::<B, _>(&model, &mut grads, 1.0, Some(1.0));
+        let norm = global_norm::<B, _>(&model, &grads, 1.0);
+        scale_at_update::<B>(&mut grads, clip_factor(norm, 1.0, Some(1.0)), &device);
         model = optimizer.step(1e-4, model.clone(), grads);
         (norm, loss)
     };

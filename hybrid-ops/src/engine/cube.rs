@@ -6,7 +6,7 @@ use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElemen
 use cubecl::server::ComputeServer;
 
 use super::HybridEngine;
-use crate::kernels;
+use crate::kernels::{self, adamw};
 use crate::op::{AdamW, Like, Op, Pass};
 
 impl<R, F, I, BT> HybridEngine for CubeBackend<R, F, I, BT>
@@ -39,7 +39,13 @@ where
         kernels::sum_of_squares::global(&tensors).expect("the caller has an element")
     }
 
-    fn adamw(tensors: [FloatTensor<Self>; 4], numbers: AdamW) -> [FloatTensor<Self>; 3] {
-        kernels::adamw::update(tensors, numbers)
+    fn adamw(
+        states: Vec<[FloatTensor<Self>; 4]>,
+        factor: Option<FloatTensor<Self>>,
+        numbers: AdamW,
+    ) -> Vec<[FloatTensor<Self>; 3]> {
+        let states = states.into_iter().map(adamw::with_gradient).collect();
+        let updated = adamw::steps(states, &numbers, factor.as_ref());
+        updated.into_iter().map(Into::into).collect()
     }
 }

@@ -8,7 +8,7 @@ use burn_nvfp4::engine::record;
 use cubecl::server::ComputeServer;
 
 use super::{HybridEngine, first, likes};
-use crate::kernels;
+use crate::kernels::{self, adamw};
 use crate::op::{AdamW, Like, Op, Pass};
 
 impl<R, F, I, BT> HybridEngine for Fusion<CubeBackend<R, F, I, BT>>
@@ -59,17 +59,28 @@ where
         ))
     }
 
-    fn adamw(tensors: [FloatTensor<Self>; 4], numbers: AdamW) -> [FloatTensor<Self>; 3] {
-        let outputs = likes(&tensors[..3]);
+    fn adamw(
+        states: Vec<[FloatTensor<Self>; 4]>,
+        factor: Option<FloatTensor<Self>>,
+        numbers: AdamW,
+    ) -> Vec<[FloatTensor<Self>; 3]> {
+        let outputs = states.iter().flat_map(|state| likes(&state[..3])).collect();
+        let count = states.len();
+        let all = states.into_iter().flatten().chain(factor).collect();
         let update = move |tensors: Vec<_>| {
-            let count = tensors.len();
-            let tensors = tensors.try_into();
-            let tensors = tensors.unwrap_or_else(|_| panic!("adamw takes 4 tensors, not {count}"));
-            kernels::adamw::update(tensors, numbers).into()
+            let mut tensors = tensors.into_iter();
+            let states = (0..count).map(|_| adamw::with_gradient(take(&mut tensors)));
+            let states = states.collect();
+            let updated = adamw::steps(states, &numbers, tensors.next().as_ref());
+            updated.into_iter().flat_map(<[_; 3]>::from).collect()
         };
-        let made =
-            record::<CubeBackend<R, F, I, BT>>("hybrid::adamw", tensors.into(), outputs, update);
-        made.try_into()
-            .unwrap_or_else(|_| unreachable!("three outputs were recorded"))
+        let made = record::<CubeBackend<R, F, I, BT>>("hybrid::adamw", all, outputs, update);
+        let mut made = made.into_iter();
+        (0..count).map(|_| take(&mut made)).collect()
     }
+}
+
+/// The next `N` of some tensors that are known to be there.
+fn take<T, const N: usize>(tensors: &mut impl Iterator<Item = T>) -> [T; N] {
+    std::array::from_fn(|_| tensors.next().expect("as many as were recorded"))
 }

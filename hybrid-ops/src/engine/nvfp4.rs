@@ -30,8 +30,12 @@ impl<B: HybridEngine + Nvfp4Engine> HybridEngine for Nvfp4<B> {
         B::sum_of_squares(tensors)
     }
 
-    fn adamw(tensors: [FloatTensor<Self>; 4], numbers: AdamW) -> [FloatTensor<Self>; 3] {
-        B::adamw(tensors, numbers)
+    fn adamw(
+        states: Vec<[FloatTensor<Self>; 4]>,
+        factor: Option<FloatTensor<Self>>,
+        numbers: AdamW,
+    ) -> Vec<[FloatTensor<Self>; 3]> {
+        B::adamw(states, factor, numbers)
     }
 
     fn weight_values(weight: FloatTensor<Self>, spec: OperandSpec) -> FloatTensor<Self> {

@@ -2,7 +2,8 @@
 //!
 //! The arithmetic of burn's `AdamW` in its order: moments, bias correction, decoupled decay, step.
 //! Small tensors share a launch: most parameters of a model are vectors, and take longer to launch
-//! than to update.
+//! than to update. A training loop holds the model while its optimizer works, so there parameters
+//! are written to new memory, and only moments stay where they are.
 
 use burn_backend::DType;
 use burn_cubecl::CubeRuntime;
@@ -12,7 +13,7 @@ use burn_nvfp4::kernels::count_launch;
 use cubecl::ir::StorageType;
 use cubecl::prelude::*;
 
-use super::elementwise::{grid, in_place, vector_width};
+use super::elementwise::{empty, grid, in_place, vector_width};
 use super::sums::word;
 pub use crate::op::AdamW;
 
@@ -25,6 +26,24 @@ pub struct State<R: CubeRuntime> {
     pub moment_1: CubeTensor<R>,
     /// Second moment, f32.
     pub moment_2: CubeTensor<R>,
+}
+
+impl<R: CubeRuntime> From<State<R>> for [CubeTensor<R>; 3] {
+    fn from(state: State<R>) -> Self {
+        [state.param, state.moment_1, state.moment_2]
+    }
+}
+
+/// A state and its gradient, of `[parameter, first moment, second moment, gradient]`.
+pub(crate) fn with_gradient<R: CubeRuntime>(
+    [param, moment_1, moment_2, grad]: [CubeTensor<R>; 4],
+) -> (State<R>, CubeTensor<R>) {
+    let state = State {
+        param,
+        moment_1,
+        moment_2,
+    };
+    (state, grad)
 }
 
 /// What every element is updated with.
@@ -125,10 +144,12 @@ fn updated<N: Size>(
     (p, m, v)
 }
 
-/// One of the tensors of a shared launch, updated in place.
+/// One of the tensors of a shared launch: its moments are updated in place.
 #[derive(CubeType, CubeLaunch)]
 struct Tensors<G: Float, N: Size> {
     param: Array<Vector<f32, N>>,
+    /// Where the parameter goes; absent: in place.
+    new_param: ComptimeOption<Array<Vector<f32, N>>>,
     moment_1: Array<Vector<f32, N>>,
     moment_2: Array<Vector<f32, N>>,
     grad: Array<Vector<G, N>>,
@@ -162,30 +183,17 @@ fn steps_kernel<G: Float, N: Size>(
                     g,
                     &update,
                 );
-                tensors.param[at] = p;
+                let stays = tensors.new_param.is_none();
+                if comptime!(stays) {
+                    tensors.param[at] = p;
+                } else {
+                    tensors.new_param.as_mut().unwrap()[at] = p;
+                }
                 tensors.moment_1[at] = m;
                 tensors.moment_2[at] = v;
             }
         }
     }
-}
-
-/// [`step`] of `[parameter, first moment, second moment, gradient]`.
-pub(crate) fn update<R: CubeRuntime>(
-    [param, moment_1, moment_2, grad]: [CubeTensor<R>; 4],
-    numbers: AdamW,
-) -> [CubeTensor<R>; 3] {
-    let state = State {
-        param,
-        moment_1,
-        moment_2,
-    };
-    let State {
-        param,
-        moment_1,
-        moment_2,
-    } = step(state, &grad, &numbers, None);
-    [param, moment_1, moment_2]
 }
 
 /// Updates a parameter and its moments, each in place if nobody else holds its memory.
@@ -257,7 +265,7 @@ const SMALL: usize = 1 << 20;
 /// Tensors of a launch, at most.
 const MOST_TENSORS: usize = 6;
 
-/// [`step`] for many parameters: small ones, if nobody else holds their memory, a few to a launch.
+/// [`step`] for many parameters: small ones, if nobody else holds their moments, a few to a launch.
 ///
 /// The results are in the order of `states`.
 ///
@@ -273,40 +281,28 @@ pub fn steps<R: CubeRuntime>(
     for (index, (state, grad)) in states.into_iter().enumerate() {
         let (state, grad) = checked(state, &grad);
         let len = grad.meta.num_elements();
-        let all = [&state.param, &state.moment_1, &state.moment_2];
-        let is_small = (1..=SMALL).contains(&len) && all.iter().all(|tensor| tensor.can_mut());
-        if is_small {
-            let width = vector_width(len, &[all[0], all[1], all[2], &grad]);
-            small.push(Job {
-                index,
-                state,
-                grad,
-                width,
-            });
+        let is_small = (1..=SMALL).contains(&len);
+        if is_small && state.moment_1.can_mut() && state.moment_2.can_mut() {
+            small.push(Job::new(index, state, grad));
         } else {
             done[index] = Some(step(state, &grad, adamw, factor));
         }
     }
     // Neighbours have one kernel and about one size: the grid is as wide as the longest.
-    small.sort_by_key(|job| {
-        (
-            job.width,
-            job.grad.dtype.size(),
-            job.grad.meta.num_elements(),
-        )
-    });
+    small.sort_by_key(|job| (job.kernel(), job.grad.meta.num_elements()));
     while let Some(first) = small.first() {
         let bindings = first.grad.client.properties().hardware.max_bindings as usize;
-        // Four buffers each, the factor, and what the runtime adds.
-        let most = (bindings.saturating_sub(2) / 4).clamp(1, MOST_TENSORS);
+        // The factor, and what the runtime adds.
+        let most = (bindings.saturating_sub(2) / Job::<R>::BUFFERS).clamp(1, MOST_TENSORS);
         let alike = small
             .iter()
             .take(most)
-            .take_while(|job| (job.width, job.grad.dtype) == (first.width, first.grad.dtype));
+            .take_while(|job| job.kernel() == first.kernel());
         let rest = small.split_off(alike.count());
         launch_together(&small, adamw, factor);
         for job in std::mem::replace(&mut small, rest) {
-            done[job.index] = Some(job.state);
+            let index = job.index;
+            done[index] = Some(job.into_state());
         }
     }
     let all = done
@@ -319,14 +315,52 @@ pub fn steps<R: CubeRuntime>(
 struct Job<R: CubeRuntime> {
     index: usize,
     state: State<R>,
+    /// Where the parameter goes, if somebody else holds it.
+    new_param: Option<CubeTensor<R>>,
     grad: CubeTensor<R>,
     width: usize,
 }
 
+impl<R: CubeRuntime> Job<R> {
+    /// Buffers of a job at most.
+    const BUFFERS: usize = 5;
+
+    fn new(index: usize, state: State<R>, grad: CubeTensor<R>) -> Self {
+        let param = &state.param;
+        let held = !param.can_mut();
+        let new_param = held.then(|| empty(param, param.meta.shape().clone(), param.dtype));
+        let mut all = vec![param, &state.moment_1, &state.moment_2, &grad];
+        all.extend(&new_param);
+        let width = vector_width(grad.meta.num_elements(), &all);
+        Self {
+            index,
+            state,
+            new_param,
+            grad,
+            width,
+        }
+    }
+
+    /// Jobs with the same answer can share a launch.
+    fn kernel(&self) -> (usize, StorageType, bool) {
+        (self.width, self.grad.dtype.into(), self.new_param.is_some())
+    }
+
+    fn vectors(&self) -> usize {
+        self.grad.meta.num_elements() / self.width
+    }
+
+    fn into_state(self) -> State<R> {
+        State {
+            param: self.new_param.unwrap_or(self.state.param),
+            ..self.state
+        }
+    }
+}
+
 fn launch_together<R: CubeRuntime>(jobs: &[Job<R>], adamw: &AdamW, factor: Option<&CubeTensor<R>>) {
     let Some(first) = jobs.first() else { return };
-    let vectors = |job: &Job<R>| job.grad.meta.num_elements() / job.width;
-    let longest = jobs.iter().map(vectors).max().unwrap_or(1);
+    let longest = jobs.iter().map(Job::vectors).max().unwrap_or(1);
     let dim = CubeDim::new(&first.grad.client, longest);
     let units = dim.num_elems();
     let array = |tensor: &CubeTensor<R>| tensor.clone().into_array_arg();
@@ -336,12 +370,17 @@ fn launch_together<R: CubeRuntime>(jobs: &[Job<R>], adamw: &AdamW, factor: Optio
             moment_1,
             moment_2,
         } = &job.state;
+        let new_param = match &job.new_param {
+            Some(tensor) => ComptimeOptionArgs::Some(array(tensor)),
+            None => ComptimeOptionArgs::None,
+        };
         TensorsLaunch::new(
             array(param),
+            new_param,
             array(moment_1),
             array(moment_2),
             array(&job.grad),
-            vectors(job),
+            job.vectors(),
         )
     });
     count_launch();

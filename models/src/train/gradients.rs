@@ -62,7 +62,8 @@ pub fn global_norm<B: TrainingEngine, M: AutodiffModule<B>>(
 }
 
 /// Multiplies the gradients by `average`, then clips their global norm at `clip_norm`; returns the
-/// norm before clipping.
+/// norm before clipping. For any optimizer; ours multiplies itself
+/// ([`scale_at_update`](super::optim::scale_at_update)).
 pub fn average_and_clip<B: TrainingEngine, M: AutodiffModule<B>>(
     model: &M,
     grads: &mut GradientsParams,
@@ -70,28 +71,21 @@ pub fn average_and_clip<B: TrainingEngine, M: AutodiffModule<B>>(
     clip_norm: Option<f64>,
 ) -> f64 {
     let norm = global_norm::<B, M>(model, grads, average);
-    average_and_clip_at::<B, M>(model, grads, average, norm, clip_norm);
+    let factor = clip_factor(norm, average, clip_norm);
+    if factor != 1.0 {
+        model.visit(&mut Scale { grads, factor });
+    }
     norm
 }
 
-/// Multiplies the gradients by `average`, and clips them at `clip_norm` where `norm`, that of
-/// [`global_norm`], is larger.
+/// What a sum of gradients is multiplied by to be averaged, and clipped at `clip_norm` where `norm`,
+/// that of [`global_norm`], is larger.
 ///
-/// With a norm that is not finite the gradients are only averaged: the caller stops.
-pub fn average_and_clip_at<B: TrainingEngine, M: AutodiffModule<B>>(
-    model: &M,
-    grads: &mut GradientsParams,
-    average: f64,
-    norm: f64,
-    clip_norm: Option<f64>,
-) {
-    let clip = match clip_norm {
-        Some(limit) if norm.is_finite() && norm > limit => limit / norm,
-        Some(_) | None => 1.0,
-    };
-    let factor = average * clip;
-    if factor != 1.0 {
-        model.visit(&mut Scale { grads, factor });
+/// With a norm that is not finite gradients are only averaged: the caller stops.
+pub fn clip_factor(norm: f64, average: f64, clip_norm: Option<f64>) -> f64 {
+    match clip_norm {
+        Some(limit) if norm.is_finite() && norm > limit => average * (limit / norm),
+        Some(_) | None => average,
     }
 }
 

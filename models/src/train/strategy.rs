@@ -3,9 +3,9 @@
 //! One step:
 //! 1. tell the backend where the run is ([`Numerics::begin_step`]);
 //! 2. forward and backward of every micro-batch, gradients summed, over all ranks too;
-//! 3. average them, measure and clip their global norm;
+//! 3. measure their global norm;
 //! 4. judge the step ([`super::guard`]): update the model, skip the step, go back, or stop;
-//! 5. learning rate, AdamW; what the arithmetic carries follows (`carrying`);
+//! 5. learning rate, AdamW of the averaged and clipped gradients; what the arithmetic carries follows (`carrying`);
 //! 6. log, metrics; validation and checkpoint when they are due (`saving`, `validation`);
 //! 7. stop at a step boundary, with a checkpoint, if the interrupter says so.
 //!
@@ -45,12 +45,12 @@ use crate::data::{TokenBatch, TrainBatches};
 use super::TrainError;
 use super::diagnosis::{Diagnose, place_in_backward, place_in_forward};
 use super::exchange::{Exchange, Word};
-use super::gradients::{ScalarF32, average_and_clip_at, global_norm, sum_over_ranks};
+use super::gradients::{ScalarF32, clip_factor, global_norm, sum_over_ranks};
 use super::guard::Verdict;
 use super::layers::{OperandFigure, Statistics};
 use super::log::{Forward, LogLine, RunLog, SkipReason, SkippedLine};
 use super::numerics::Numerics;
-use super::optim::GroupedAdamW;
+use super::optim::{GroupedAdamW, scale_at_update};
 use super::oscillation::TracesOf;
 use super::output::{Figures, LossOutput, bits_per_byte, flop_utilisation};
 use super::plan::{Ending, FinalFigures, Outcome, StepPlan};
@@ -348,7 +348,6 @@ impl<B: TrainingEngine, M: Trainable<B>> Loop<'_, B, M> {
         let loss_value = words.iter().map(|word| word.loss).sum::<f64>() * average;
         // Devices may differ in the last bit of a norm, so that of the first rank holds for all.
         let norm = words[0].norm;
-        average_and_clip_at::<B, M>(&model, &mut grads, average, norm, plan.clip_norm);
         self.position.step += 1;
         self.position.data_step += 1;
         self.taken += 1;
@@ -366,6 +365,8 @@ impl<B: TrainingEngine, M: Trainable<B>> Loop<'_, B, M> {
         self.learner.lr_step();
         match verdict {
             Verdict::Update => {
+                let factor = clip_factor(norm, average, plan.clip_norm);
+                scale_at_update::<B>(&mut grads, factor, &loss.device());
                 self.learner.optimizer_step(grads);
                 self.position.updates += 1;
                 self.follow_update();

@@ -2,9 +2,13 @@
 
 use burn::backend::{Autodiff, NdArray};
 use burn::module::{Module, ModuleVisitor, Param};
-use burn::optim::GradientsParams;
+use burn::optim::{GradientsParams, Optimizer};
 use burn::tensor::Tensor;
-use burn_nvfp4_models::train::gradients::{average_and_clip, gradient_of_non_finite};
+use burn_nvfp4_models::train::gradients::{
+    average_and_clip, clip_factor, global_norm, gradient_of_non_finite,
+};
+use burn_nvfp4_models::train::optim::{GroupedAdamW, scale_at_update};
+use burn_nvfp4_models::train::params::read_parameters;
 use burn_nvfp4_models::train::step::next_token_loss;
 
 use super::*;
@@ -35,8 +39,13 @@ fn norm(model: &HybridLm<B>, grads: &GradientsParams) -> f64 {
 }
 
 fn model_and_gradients() -> (HybridLm<B>, GradientsParams) {
-    let dir = tempfile::tempdir().unwrap();
     let model: HybridLm<B> = tiny().init(&Default::default(), 3);
+    let grads = gradients(&model);
+    (model, grads)
+}
+
+fn gradients(model: &HybridLm<B>) -> GradientsParams {
+    let dir = tempfile::tempdir().unwrap();
     let batches = TrainBatches::new(
         tokens(dir.path()),
         shape(2, 32, 1),
@@ -45,10 +54,8 @@ fn model_and_gradients() -> (HybridLm<B>, GradientsParams) {
         Default::default(),
     )
     .unwrap();
-    let batch = batches.at(0, 0);
-    let loss = next_token_loss(&model, batch);
-    let grads = GradientsParams::from_grads(loss.backward(), &model);
-    (model, grads)
+    let loss = next_token_loss(model, batches.at(0, 0));
+    GradientsParams::from_grads(loss.backward(), model)
 }
 
 #[test]
@@ -74,6 +81,28 @@ fn the_norm_is_that_of_all_gradients_together_and_clipping_reaches_the_limit() {
         "the norm is reported before clipping"
     );
     assert!(close(norm(&model, &grads), 0.01));
+}
+
+#[test]
+fn gradients_scaled_at_the_update_give_the_bits_of_gradients_scaled_before() {
+    let _device = exclusive();
+    let after_two_updates = |at_update: bool| {
+        let mut model: HybridLm<B> = tiny().init(&Default::default(), 3);
+        let mut optimizer = GroupedAdamW::new(&OPTIMIZER);
+        for average in [0.5, 1.0] {
+            let mut grads = gradients(&model);
+            if at_update {
+                let norm = global_norm::<B, _>(&model, &grads, average);
+                let factor = clip_factor(norm, average, Some(0.1));
+                scale_at_update::<B>(&mut grads, factor, &Default::default());
+            } else {
+                average_and_clip::<B, _>(&model, &mut grads, average, Some(0.1));
+            }
+            model = optimizer.step(1e-2, model, grads);
+        }
+        read_parameters(&model)
+    };
+    assert!(after_two_updates(true) == after_two_updates(false));
 }
 
 #[test]

@@ -495,8 +495,8 @@ pub(crate) struct TrainArgs {
     /// Steps between checkpoints.
     #[arg(long, value_name = "N")]
     pub(crate) save_every: Option<u64>,
-    /// What the device could do, in TFLOP/s, for the model FLOP utilisation (989 for bf16 on an
-    /// H100 or H200).
+    /// What the device could do, in TFLOP/s, for the model FLOP utilisation (else that of the data
+    /// sheet, for bf16 on common NVIDIA GPUs).
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub(crate) peak_tflops: Option<f64>,
     /// Steps between measurements of what quantization does to each layer, in log.jsonl and as

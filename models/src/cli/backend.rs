@@ -4,6 +4,8 @@
 mod cuda;
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
 mod kernel_cache;
+#[cfg(feature = "cuda")]
+mod peak;
 #[cfg(feature = "wgpu")]
 mod wgpu;
 pub(crate) mod training;
@@ -62,6 +64,21 @@ pub(super) fn cuda_memory_in_use(device: usize) -> Option<u64> {
     {
         let _ = device;
         None
+    }
+}
+
+/// TFLOP/s that a device could do in dense bf16 products, by its data sheet; `None` where nobody
+/// tells.
+pub(super) fn peak_tflops(backend: BackendName, device: usize) -> Option<f64> {
+    match backend {
+        #[cfg(feature = "cuda")]
+        BackendName::Cuda => peak::dense_bf16_tflops(&cuda::name(device)?),
+        #[cfg(not(feature = "cuda"))]
+        BackendName::Cuda => {
+            let _ = device;
+            None
+        }
+        BackendName::Ndarray | BackendName::Flex | BackendName::Wgpu => None,
     }
 }
 

@@ -22,6 +22,7 @@ use burn_nvfp4_models::durable;
 use burn_nvfp4_models::generate::{Generation, Sampling};
 use burn_nvfp4_models::hybrid::HybridLm;
 use burn_nvfp4_models::train::TrainError;
+use burn_nvfp4_models::train::config::Activations;
 use burn_nvfp4_models::train::fit::{Batches, Display, Trainee, fit};
 use burn_nvfp4_models::train::log::{self, FinalLine, LogLine, RunLog};
 use burn_nvfp4_models::train::numerics::Quantized;
@@ -31,6 +32,7 @@ use burn_nvfp4_models::train::strategy::ranks::Rank;
 use burn_nvfp4_models::train::strategy::{Alarm, StepStrategy};
 
 use super::args::TrainArgs;
+use super::backend::peak_tflops;
 use super::backend::training::{self, OnTraining, Training, Trains};
 use super::memory::Memory;
 use super::prepare::{Begin, Prepared, prepare, warn};
@@ -290,14 +292,24 @@ impl Prepared {
                 Some(_) => self.model.linear_names(),
             },
             parameters: self.model.num_params(),
-            peak_flops: config
-                .peak_tflops
+            peak_flops: self
+                .peak_tflops()
                 .map(|peak| peak * 1e12 * self.devices.len() as f64),
             train_bytes_per_token: self.data.bytes_per_token(),
             valid_bytes_per_token: reference.bytes_per_token,
             identity: self.identity.clone(),
             config: self.config_text.clone(),
         }
+    }
+
+    /// What one device could do; that of a data sheet where GEMMs are in bf16 and nobody says else.
+    fn peak_tflops(&self) -> Option<f64> {
+        let precision = &self.config.precision;
+        let known = || match precision.activations {
+            Activations::Bf16 => peak_tflops(precision.backend, self.devices[0]),
+            Activations::F32 => None,
+        };
+        self.config.peak_tflops.or_else(known)
     }
 
     fn first_line(&self) -> LogLine {

@@ -104,6 +104,11 @@ pub(super) fn architecture(index: usize) -> Result<String, String> {
     Ok(format!("sm_{}{}", number(MAJOR)?, number(MINOR)?))
 }
 
+/// What the driver calls a device.
+pub(super) fn name(index: usize) -> Option<String> {
+    result::device::get_name(open(index).ok()?).ok()
+}
+
 fn open(index: usize) -> Result<sys::CUdevice, String> {
     let number = c_int::try_from(index).map_err(|_| format!("--device {index}: out of range"))?;
     result::device::get(number)

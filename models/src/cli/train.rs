@@ -394,6 +394,7 @@ impl Prepared {
             order1_bits_per_byte: floors.order1,
             tokens_per_second: outcome.tokens_per_second,
             seconds: outcome.seconds,
+            waited_seconds: Some(outcome.waited_seconds),
             peak_memory_bytes,
         })
     }

@@ -281,6 +281,7 @@ mod tests {
             order1_bits_per_byte: 1.0,
             tokens_per_second: 1.0,
             seconds: 1.0,
+            waited_seconds: None,
             peak_memory_bytes: None,
         })
     }

@@ -169,6 +169,9 @@ pub struct FinalLine {
     /// Seconds of this process in the loop.
     #[serde(deserialize_with = "number_or_nan")]
     pub seconds: f64,
+    /// Seconds of them in which training waited for checkpoints. Absent in logs of before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waited_seconds: Option<f64>,
     /// Most memory that this process held: on a CPU resident memory, on a GPU what its memory pools
     /// and their neighbours hold at the end. Absent where nobody tells.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -27,6 +27,30 @@ pub(super) struct RowsOf {
     pub(super) before: usize,
 }
 
+/// [`RowsOf`] in a kernel.
+#[derive(CubeType, CubeLaunch, Clone, Copy)]
+struct Block {
+    rows: usize,
+    queries: usize,
+    first: usize,
+    keys: usize,
+    before: usize,
+    scale: f32,
+}
+
+impl RowsOf {
+    fn launch<R: CubeRuntime>(&self, rows: usize) -> BlockLaunch<R> {
+        BlockLaunch::new(
+            rows,
+            self.queries,
+            self.first,
+            self.keys,
+            self.before,
+            self.scale,
+        )
+    }
+}
+
 /// The largest or the sum of one number per unit, in every unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Reduce {
@@ -59,63 +83,54 @@ fn reduce(value: f32, shared: &mut SharedMemory<f32>, #[comptime] how: Reduce) -
 
 /// Keys that the row's query sees: those up to its own token.
 #[cube]
-fn seen(row: usize, queries: usize, first: usize) -> usize {
-    first + row % queries + 1
+fn seen(row: usize, block: &Block) -> usize {
+    block.first + row % block.queries + 1
 }
 
 #[cube(launch_unchecked)]
-#[expect(
-    clippy::too_many_arguments,
-    reason = "a kernel's arguments are its buffers and scalars"
-)]
 fn softmax_kernel<F: Float>(
     scores: &Array<f32>,
     weights: &mut Array<F>,
     sums: &mut Array<f32>,
-    rows: usize,
-    queries: usize,
-    first: usize,
-    keys: usize,
-    before: usize,
-    scale: f32,
+    block: Block,
     #[define(F)] _dtype: StorageType,
 ) {
     let row = CUBE_POS;
-    if row >= rows {
+    if row >= block.rows {
         terminate!();
     }
     let mut shared = SharedMemory::<f32>::new(comptime!(UNITS as usize));
-    let seen = seen(row, queries, first);
-    let start = row * keys;
+    let seen = seen(row, &block);
+    let start = row * block.keys;
     let step = comptime!(UNITS as usize);
     let lane = UNIT_POS as usize;
 
     // Every row sees itself, so no maximum is that of nothing.
-    let mut most = scores[start] * scale;
+    let mut most = scores[start] * block.scale;
     let mut i = lane;
     while i < seen {
-        most = f32::max(most, scores[start + i] * scale);
+        most = f32::max(most, scores[start + i] * block.scale);
         i += step;
     }
     let most = reduce(most, &mut shared, Reduce::Max);
     let mut sum = 0.0f32;
     i = lane;
     while i < seen {
-        sum += f32::exp(scores[start + i] * scale - most);
+        sum += f32::exp(scores[start + i] * block.scale - most);
         i += step;
     }
     let sum = most + f32::ln(reduce(sum, &mut shared, Reduce::Sum));
     i = lane;
-    while i < keys {
+    while i < block.keys {
         let mut weight = 0.0f32;
         if i < seen {
-            weight = f32::exp(scores[start + i] * scale - sum);
+            weight = f32::exp(scores[start + i] * block.scale - sum);
         }
         weights[start + i] = F::cast_from(weight);
         i += step;
     }
     if UNIT_POS == 0 {
-        sums[before + row] = sum;
+        sums[block.before + row] = sum;
     }
 }
 
@@ -139,12 +154,7 @@ pub(super) fn softmax<R: CubeRuntime>(
             scores.into_array_arg(),
             weights.clone().into_array_arg(),
             sums.clone().into_array_arg(),
-            rows,
-            of.queries,
-            of.first,
-            of.keys,
-            of.before,
-            of.scale,
+            of.launch(rows),
             dtype.into(),
         );
     }
@@ -152,49 +162,40 @@ pub(super) fn softmax<R: CubeRuntime>(
 }
 
 #[cube(launch_unchecked)]
-#[expect(
-    clippy::too_many_arguments,
-    reason = "a kernel's arguments are its buffers and scalars"
-)]
 fn backward_kernel<F: Float>(
     scores: &Array<f32>,
     d_weights: &Array<f32>,
     sums: &Array<f32>,
     weights: &mut Array<F>,
     d_scores: &mut Array<F>,
-    rows: usize,
-    queries: usize,
-    first: usize,
-    keys: usize,
-    before: usize,
-    scale: f32,
+    block: Block,
     #[define(F)] _dtype: StorageType,
 ) {
     let row = CUBE_POS;
-    if row >= rows {
+    if row >= block.rows {
         terminate!();
     }
     let mut shared = SharedMemory::<f32>::new(comptime!(UNITS as usize));
-    let seen = seen(row, queries, first);
-    let start = row * keys;
+    let seen = seen(row, &block);
+    let start = row * block.keys;
     let step = comptime!(UNITS as usize);
     let lane = UNIT_POS as usize;
-    let sum = sums[before + row];
+    let sum = sums[block.before + row];
 
     let mut mean = 0.0f32;
     let mut i = lane;
     while i < seen {
-        mean += f32::exp(scores[start + i] * scale - sum) * d_weights[start + i];
+        mean += f32::exp(scores[start + i] * block.scale - sum) * d_weights[start + i];
         i += step;
     }
     let mean = reduce(mean, &mut shared, Reduce::Sum);
     i = lane;
-    while i < keys {
+    while i < block.keys {
         let mut weight = 0.0f32;
         let mut slope = 0.0f32;
         if i < seen {
-            weight = f32::exp(scores[start + i] * scale - sum);
-            slope = weight * (d_weights[start + i] - mean) * scale;
+            weight = f32::exp(scores[start + i] * block.scale - sum);
+            slope = weight * (d_weights[start + i] - mean) * block.scale;
         }
         weights[start + i] = F::cast_from(weight);
         d_scores[start + i] = F::cast_from(slope);
@@ -225,12 +226,7 @@ pub(super) fn softmax_backward<R: CubeRuntime>(
             sums.clone().into_array_arg(),
             weights.clone().into_array_arg(),
             d_scores.clone().into_array_arg(),
-            rows,
-            of.queries,
-            of.first,
-            of.keys,
-            of.before,
-            of.scale,
+            of.launch(rows),
             dtype.into(),
         );
     }

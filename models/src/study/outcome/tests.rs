@@ -38,6 +38,7 @@ fn finished(loss: f64) -> RunRecord {
         order1_bits_per_byte: 4.0,
         tokens_per_second: 10.0,
         seconds: 1.0,
+        waited_seconds: None,
         peak_memory_bytes: Some(1 << 20),
     });
     record

@@ -64,6 +64,7 @@ fn last(loss: f64) -> LogLine {
         order1_bits_per_byte: 4.0,
         tokens_per_second: 1000.0,
         seconds: 1.0,
+        waited_seconds: None,
         peak_memory_bytes: Some(3 << 29),
     })
 }

@@ -7,8 +7,9 @@
 //!
 //! Times are wall-clock over whole steps between two waits for the device. After each the same step
 //! on one sequence of 64 tokens: as many launches with next to nothing in them, which is what the
-//! host takes for a step. While it is the shorter of the two, the device waits for nobody. MFU counts 6 N D
-//! operations for N parameters and D tokens against 989 TFLOP/s, the datasheet's dense bf16.
+//! host takes for a step. While it is the shorter of the two, the device waits for nobody. MFU
+//! counts 6 N D operations for N parameters and D tokens against 989 TFLOP/s, the datasheet's dense
+//! bf16.
 //!
 //! `cargo bench -p burn-nvfp4-models --features cuda --bench step -- [small|1b] [bf16|nvfp4]`
 #![expect(clippy::print_stdout, reason = "a benchmark prints its table")]

@@ -78,8 +78,8 @@ pub fn average_and_clip<B: TrainingEngine, M: AutodiffModule<B>>(
     norm
 }
 
-/// What a sum of gradients is multiplied by to be averaged, and clipped at `clip_norm` where `norm`,
-/// that of [`global_norm`], is larger.
+/// What a sum of gradients is multiplied by to be averaged, and clipped at `clip_norm` where
+/// `norm`, that of [`global_norm`], is larger.
 ///
 /// With a norm that is not finite gradients are only averaged: the caller stops.
 pub fn clip_factor(norm: f64, average: f64, clip_norm: Option<f64>) -> f64 {

@@ -5,7 +5,8 @@
 //! 2. forward and backward of every micro-batch, gradients summed, over all ranks too;
 //! 3. measure their global norm;
 //! 4. judge the step ([`super::guard`]): update the model, skip the step, go back, or stop;
-//! 5. learning rate, AdamW of the averaged and clipped gradients; what the arithmetic carries follows (`carrying`);
+//! 5. learning rate, AdamW of the averaged and clipped gradients; what the arithmetic carries
+//!    follows (`carrying`);
 //! 6. log, metrics; validation and checkpoint when they are due (`saving`, `validation`);
 //! 7. stop at a step boundary, with a checkpoint, if the interrupter says so.
 //!

@@ -1,4 +1,5 @@
-//! A [`Recipe`] in a config file: the name of a preset, or the recipe in full.
+//! A [`Recipe`] in a config file: the name of a preset, or the recipe in full, of which each GEMM
+//! may be the name of the preset that it is taken from.
 //!
 //! For `#[serde(with = "burn_nvfp4::recipe::named")]`. A recipe that equals a preset is written as
 //! the preset's name; one that is read in full must pass [`Recipe::validate`].
@@ -10,7 +11,7 @@ use serde::de::{Error, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::presets::{PRESETS, by_name};
-use super::spec::Recipe;
+use super::spec::{GemmSpec, Recipe};
 
 /// Writes the preset's name, or the recipe in full if it is none.
 ///
@@ -51,9 +52,46 @@ impl<'de> Visitor<'de> for NameOrRecipe {
     }
 }
 
+/// Reads a GEMM, or the name of the preset whose fprop it is.
+pub(super) fn fprop<'de, D: Deserializer<'de>>(deserializer: D) -> Result<GemmSpec, D::Error> {
+    deserializer.deserialize_any(NameOrGemm(|recipe| recipe.fprop))
+}
+
+/// Reads a GEMM, or the name of the preset whose dgrad it is.
+pub(super) fn dgrad<'de, D: Deserializer<'de>>(deserializer: D) -> Result<GemmSpec, D::Error> {
+    deserializer.deserialize_any(NameOrGemm(|recipe| recipe.dgrad))
+}
+
+/// Reads a GEMM, or the name of the preset whose wgrad it is.
+pub(super) fn wgrad<'de, D: Deserializer<'de>>(deserializer: D) -> Result<GemmSpec, D::Error> {
+    deserializer.deserialize_any(NameOrGemm(|recipe| recipe.wgrad))
+}
+
+/// With the GEMM that is taken from a preset.
+struct NameOrGemm(fn(&Recipe) -> GemmSpec);
+
+impl<'de> Visitor<'de> for NameOrGemm {
+    type Value = GemmSpec;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("the name of a recipe that has this GEMM, or lhs and rhs")
+    }
+
+    fn visit_str<E: Error>(self, name: &str) -> Result<GemmSpec, E> {
+        let preset = by_name(name).map_err(E::custom)?;
+        Ok((self.0)(&preset.recipe))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<GemmSpec, A::Error> {
+        GemmSpec::deserialize(MapAccessDeserializer::new(map))
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::super::presets::{HIGH_PRECISION, NVIDIA};
+    use super::super::presets::{
+        FOUR_OVER_SIX_1D, HIGH_PRECISION, NVIDIA, NVIDIA_1D_WEIGHTS, NVIDIA_NO_SR,
+    };
     use super::super::renewal::ScaleRenewal;
     use super::*;
 
@@ -134,6 +172,29 @@ mod tests {
             toml::from_str::<Config>(&full).unwrap(),
             Config { recipe: NVIDIA }
         );
+    }
+
+    #[test]
+    fn a_gemm_may_be_that_of_a_preset() {
+        let text = "recipe = { fprop = 'four_over_six_1d', dgrad = 'nvidia_1d_weights', \
+                    wgrad = 'nvidia_no_sr' }";
+        let recipe = Recipe {
+            fprop: FOUR_OVER_SIX_1D.fprop,
+            dgrad: NVIDIA_1D_WEIGHTS.dgrad,
+            wgrad: NVIDIA_NO_SR.wgrad,
+            ..NVIDIA
+        };
+        assert_eq!(toml::from_str::<Config>(text).unwrap(), Config { recipe });
+        // All of one preset is that preset.
+        let all = text.replace("four_over_six_1d", "nvidia_1d_weights");
+        let all = all.replace("nvidia_no_sr", "nvidia_1d_weights");
+        let read = toml::from_str::<Config>(&all).unwrap();
+        let written = toml::to_string(&read).unwrap();
+        assert_eq!(written, "recipe = \"nvidia_1d_weights\"\n");
+        let unknown = text.replace("nvidia_no_sr", "no_sr");
+        assert!(error(&unknown).contains("no recipe is called `no_sr`"));
+        let number = text.replace("'nvidia_no_sr'", "4");
+        assert!(error(&number).contains("the name of a recipe that has this GEMM"));
     }
 
     #[test]

@@ -27,10 +27,13 @@ pub struct Recipe {
     #[serde(default, skip_serializing_if = "ScaleRenewal::is_default")]
     pub scale_renewal: ScaleRenewal,
     /// `Y = X W`: `lhs` is the activation, `rhs` the weight; both are blocked along `d_input`.
+    #[serde(deserialize_with = "super::named::fprop")]
     pub fprop: GemmSpec,
     /// `dX = dY Wᵀ`: `lhs` is the output gradient, `rhs` the weight; blocked along `d_output`.
+    #[serde(deserialize_with = "super::named::dgrad")]
     pub dgrad: GemmSpec,
     /// `dW = Xᵀ dY`: `lhs` is the activation, `rhs` the output gradient; blocked along tokens.
+    #[serde(deserialize_with = "super::named::wgrad")]
     pub wgrad: GemmSpec,
 }
 

@@ -120,6 +120,9 @@ impl<B: TrainingEngine, M: AutodiffModule<B>> ModuleVisitor<B> for Collect<'_, B
     }
 }
 
+/// A parameter and its state, as burn's optimizers return them.
+type WithState<B, const D: usize> = (Tensor<B, D>, Option<AdamWState<B, D>>);
+
 /// Puts back what kernels have updated, and updates what is left.
 struct PutBack<'a, B: TrainingEngine, M: AutodiffModule<B>> {
     optimizer: &'a mut GroupedAdamW<B, M>,
@@ -136,10 +139,7 @@ impl<B: TrainingEngine, M: AutodiffModule<B>> PutBack<'_, B, M> {
         &mut self,
         id: ParamId,
         tensor: &Tensor<B, D>,
-    ) -> Option<(
-        Tensor<B::InnerBackend, D>,
-        Option<AdamWState<B::InnerBackend, D>>,
-    )> {
+    ) -> Option<WithState<B::InnerBackend, D>> {
         if let Some(Updated { time, state }) = self.updated.remove(&id) {
             let tensors = state.map(|tensor| {
                 Tensor::<B::InnerBackend, D>::from_primitive(TensorPrimitive::Float(tensor))

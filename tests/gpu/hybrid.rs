@@ -243,8 +243,10 @@ impl<B: TrainingEngine> ModuleVisitor<B> for Invent<'_> {
         let shape = value.shape();
         let one = |i: usize| ((i * 7919 + place * 131 + step * 17) % 257) as f32 / 257.0 - 0.5;
         let data = (0..shape.num_elements()).map(one).collect::<Vec<_>>();
-        let grad =
-            Tensor::<B::InnerBackend, D>::from_data(TensorData::new(data, shape), &value.device());
+        // Another test may have made f64 the dtype of the CPU's devices.
+        let to = (&value.device(), DType::F32);
+        let data = TensorData::new(data, shape);
+        let grad = Tensor::<B::InnerBackend, D>::from_data(data, to);
         self.grads.register(param.id, grad);
     }
 }

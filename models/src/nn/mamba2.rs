@@ -167,7 +167,10 @@ impl<B: HybridEngine> Mamba2<B> {
         let (window, initial) = state.map(|s| (s.window, s.ssm)).unzip();
 
         pass.observe("in_proj", || projected.clone());
+        // Dense, as in the convolution.
         let z = projected.clone().narrow(2, 0, d_inner);
+        let z = z.reshape([batch * seq, d_inner]);
+        let z = z.reshape([batch, seq, d_inner]);
         let xbc = projected.clone().narrow(2, d_inner, d_inner + 2 * bc);
         let dt = projected.narrow(2, 2 * d_inner + 2 * bc, heads);
 

@@ -8,7 +8,8 @@
 //! the scan with its state and softmax compute in [`wide`], whatever arrives; every change of dtype
 //! is an explicit cast, because Burn promotes nothing and some backends reinterpret silently.
 
-use burn::tensor::DType;
+use burn::tensor::backend::Backend;
+use burn::tensor::{DType, Tensor};
 
 pub mod pass;
 pub mod source;
@@ -30,4 +31,14 @@ pub fn wide(dtype: DType) -> DType {
     } else {
         DType::F32
     }
+}
+
+/// `[batch, seq, channels]` without gaps, of a slice of something wider.
+///
+/// Flex walks a slice of three axes element by element in every operation on it, so what several
+/// operations read is copied once.
+fn dense<B: Backend>(x: Tensor<B, 3>) -> Tensor<B, 3> {
+    let [batch, seq, channels] = x.dims();
+    let rows = x.reshape([batch * seq, channels]);
+    rows.reshape([batch, seq, channels])
 }

@@ -12,6 +12,7 @@ use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 
+use super::dense;
 use super::source::ParamSource;
 
 /// Causal depthwise convolution.
@@ -67,9 +68,7 @@ impl<B: Backend> CausalConv1d<B> {
         };
         let dropped = Tensor::zeros([taps - 1, channels], (&device, dtype));
         let y = Tensor::cat(vec![y, dropped], 0).reshape([batch, taps - 1 + seq, channels]);
-        // Dense: Flex walks a slice of three axes element by element in every operation on it.
-        let y = y.narrow(1, 0, seq).reshape([batch * seq, channels]);
-        let y = y.reshape([batch, seq, channels]);
+        let y = dense(y.narrow(1, 0, seq));
         (y, history.narrow(1, seq, taps - 1))
     }
 }

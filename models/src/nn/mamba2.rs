@@ -20,7 +20,7 @@ use super::norm::GatedGroupNorm;
 use super::pass::Pass;
 use super::source::ParamSource;
 use super::ssd::{SsdInputs, ssd, step};
-use super::wide;
+use super::{dense, wide};
 use crate::config::{DtLimit, HybridConfig};
 
 /// The Mamba-2 mixer.
@@ -167,10 +167,7 @@ impl<B: HybridEngine> Mamba2<B> {
         let (window, initial) = state.map(|s| (s.window, s.ssm)).unzip();
 
         pass.observe("in_proj", || projected.clone());
-        // Dense, as in the convolution.
-        let z = projected.clone().narrow(2, 0, d_inner);
-        let z = z.reshape([batch * seq, d_inner]);
-        let z = z.reshape([batch, seq, d_inner]);
+        let z = dense(projected.clone().narrow(2, 0, d_inner));
         let xbc = projected.clone().narrow(2, d_inner, d_inner + 2 * bc);
         let dt = projected.narrow(2, 2 * d_inner + 2 * bc, heads);
 

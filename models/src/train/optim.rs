@@ -12,7 +12,12 @@ mod update;
 
 use burn::module::AutodiffModule;
 use burn::optim::adaptor::OptimizerAdaptor;
-use burn::optim::{AdamW, AdamWConfig, GradientsParams, MultiGradientsParams, Optimizer};
+use burn::optim::{
+    AdamW, AdamWConfig, AdamWState, AdaptiveMomentumState, GradientsParams, MultiGradientsParams,
+    Optimizer,
+};
+use burn::tensor::Tensor;
+use burn::tensor::backend::Backend;
 use burn_hybrid_ops::TrainingEngine;
 use burn_hybrid_ops::op::AdamW as Numbers;
 use serde::{Deserialize, Serialize};
@@ -49,6 +54,19 @@ pub fn decays(name: &str, rank: usize) -> bool {
 )]
 fn single(value: f64) -> f32 {
     value as f32
+}
+
+/// The state of a parameter after `time` updates.
+fn state_after<B: Backend, const D: usize>(
+    time: usize,
+    [moment_1, moment_2]: [Tensor<B, D>; 2],
+) -> AdamWState<B, D> {
+    AdamWState::new(AdaptiveMomentumState {
+        time,
+        moment_1,
+        moment_2,
+        max_moment_2: None,
+    })
 }
 
 /// State of every parameter, in burn's record type.

@@ -19,6 +19,8 @@ use serde::{Deserialize, Serialize};
 use crate::checkpoint::run::NamedTensors;
 use crate::hybrid::field_path::FieldPath;
 
+use super::params::fitting;
+
 /// Beginning of the names of what a checkpoint keeps of traces.
 const PREFIX: &str = "oscillation.";
 
@@ -109,18 +111,16 @@ impl<B: HybridEngine> Traces<B> {
             let (shape, device) = (shape.dims(), shape.device());
             let mut take = |path: &str| {
                 let name = key(&name, path);
-                match carried.remove(&name) {
-                    Some(data) if data.shape.as_slice() == shape => {
+                match fitting(&name, &shape, carried.remove(&name)) {
+                    Ok(data) => {
                         let tensor = Tensor::<B, 2>::from_data(data, &device);
-                        return Some(tensor.into_primitive().tensor());
+                        Some(tensor.into_primitive().tensor())
                     }
-                    Some(data) => {
-                        let found = data.shape.to_vec();
-                        problems.push(format!("{name}: shape {found:?}, {shape:?} expected"));
+                    Err(problem) => {
+                        problems.push(problem);
+                        None
                     }
-                    None => problems.push(format!("{name}: missing, {shape:?} expected")),
                 }
-                None
             };
             let (path, quantized_path) = (take(PATHS[0]), take(PATHS[1]));
             if let (Some(path), Some(quantized_path)) = (path, quantized_path) {
@@ -270,7 +270,7 @@ fn begin<B: HybridEngine>(weight: Primitive<B>, spec: OperandSpec) -> WeightTrac
     WeightTrace::begin(weight.clone(), B::weight_values(weight, spec))
 }
 
-/// Hands every parameter to `each`, by name and without autodiff.
+/// Hands every matrix to `each`, by name and without autodiff.
 fn visit<B: TrainingEngine, M: AutodiffModule<B>>(
     model: &M,
     each: impl FnMut(String, Primitive<B::InnerBackend>),

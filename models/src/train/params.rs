@@ -3,10 +3,12 @@
 //! A name is the path of module fields joined with dots, e.g. `layers.0.mixer.in_proj.weight`.
 //! Burn's own records are keyed by random ids; names outlive a process.
 
+use std::borrow::Borrow;
 use std::collections::BTreeMap;
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
-use burn::tensor::{Tensor, backend::Backend};
+use burn::tensor::backend::Backend;
+use burn::tensor::{Tensor, TensorData};
 
 use crate::checkpoint::run::NamedTensors;
 use crate::hybrid::field_path::FieldPath;
@@ -45,19 +47,29 @@ pub fn parameter_problems<B: Backend, M: Module<B>>(
     let expected = read_shapes(model);
     let mut problems = Vec::new();
     for (name, shape) in &expected {
-        match tensors.get(name) {
-            None => problems.push(format!("{name}: missing, {shape:?} expected")),
-            Some(data) if data.shape.as_slice() != shape.as_slice() => {
-                let found = data.shape.as_slice();
-                problems.push(format!("{name}: shape {found:?}, {shape:?} expected"));
-            }
-            Some(_) => {}
-        }
+        problems.extend(fitting(name, shape, tensors.get(name)).err());
     }
     for name in tensors.keys().filter(|name| !expected.contains_key(*name)) {
         problems.push(format!("{name}: the model has no such parameter"));
     }
     problems
+}
+
+/// What was found under a name, if it has the shape that is expected there.
+///
+/// # Errors
+/// One line: what is there instead.
+pub(super) fn fitting<T: Borrow<TensorData>>(
+    name: &str,
+    shape: &[usize],
+    found: Option<T>,
+) -> Result<T, String> {
+    let data = found.ok_or_else(|| format!("{name}: missing, {shape:?} expected"))?;
+    let its_own = data.borrow().shape.as_slice();
+    if its_own == shape {
+        return Ok(data);
+    }
+    Err(format!("{name}: shape {its_own:?}, {shape:?} expected"))
 }
 
 fn read_shapes<B: Backend, M: Module<B>>(model: &M) -> BTreeMap<String, Vec<usize>> {

@@ -1,14 +1,15 @@
 //! The optimizer's state by name, out of it and back in.
 
 use burn::module::{AutodiffModule, ModuleVisitor, Param};
+use burn::optim::AdamWState;
 use burn::optim::record::AdaptorRecord;
-use burn::optim::{AdamWState, AdaptiveMomentumState};
 use burn::tensor::Tensor;
 use burn_hybrid_ops::TrainingEngine;
 
-use super::Records;
+use super::{Records, state_after};
 use crate::checkpoint::run::NamedTensors;
 use crate::hybrid::field_path::FieldPath;
+use crate::train::params::fitting;
 
 /// Names of the two moments of a parameter.
 fn moment_names(parameter: &str) -> [String; 2] {
@@ -81,20 +82,13 @@ pub(crate) fn write_moments<B: TrainingEngine, M: AutodiffModule<B>>(
             name: &str,
             shape: &[usize],
         ) -> Option<Tensor<B::InnerBackend, D>> {
-            let problem = match self.tensors.remove(name) {
-                Some(data) if data.shape.as_slice() == shape => {
-                    return Some(Tensor::from_data(data, self.device));
+            match fitting(name, shape, self.tensors.remove(name)) {
+                Ok(data) => Some(Tensor::from_data(data, self.device)),
+                Err(problem) => {
+                    self.problems.push(problem);
+                    None
                 }
-                Some(data) => {
-                    format!(
-                        "{name}: shape {:?}, {shape:?} expected",
-                        data.shape.as_slice()
-                    )
-                }
-                None => format!("{name}: missing, {shape:?} expected"),
-            };
-            self.problems.push(problem);
-            None
+            }
         }
     }
     impl<B: TrainingEngine, M: AutodiffModule<B>> ModuleVisitor<B> for Write<'_, B, M> {
@@ -116,13 +110,7 @@ pub(crate) fn write_moments<B: TrainingEngine, M: AutodiffModule<B>>(
                 self.take::<D>(&second, &shape),
             );
             if let (Some(moment_1), Some(moment_2)) = (first, second) {
-                let momentum = AdaptiveMomentumState {
-                    time: self.step,
-                    moment_1,
-                    moment_2,
-                    max_moment_2: None,
-                };
-                let state = AdamWState::new(momentum);
+                let state = state_after(self.step, [moment_1, moment_2]);
                 self.records
                     .insert(param.id, AdaptorRecord::from_state(state));
             }

@@ -5,12 +5,12 @@ use std::collections::{BTreeMap, HashMap};
 
 use burn::module::{AutodiffModule, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::optim::record::AdaptorRecord;
-use burn::optim::{AdamWState, AdaptiveMomentumState, GradientsParams, SimpleOptimizer};
+use burn::optim::{AdamWState, GradientsParams, SimpleOptimizer};
 use burn::tensor::ops::FloatTensor;
 use burn::tensor::{DType, Tensor, TensorData, TensorPrimitive};
 use burn_hybrid_ops::{TrainingEngine, ops};
 
-use super::{GroupedAdamW, decays, single};
+use super::{GroupedAdamW, decays, single, state_after};
 use crate::hybrid::field_path::FieldPath;
 
 /// Has the optimizer multiply the gradients by `factor` as it reads them, which spares a pass over
@@ -145,13 +145,8 @@ impl<B: TrainingEngine, M: AutodiffModule<B>> PutBack<'_, B, M> {
                 Tensor::<B::InnerBackend, D>::from_primitive(TensorPrimitive::Float(tensor))
             });
             let [param, moment_1, moment_2] = tensors;
-            let momentum = AdaptiveMomentumState {
-                time,
-                moment_1,
-                moment_2,
-                max_moment_2: None,
-            };
-            return Some((param, Some(AdamWState::new(momentum))));
+            let state = state_after(time, [moment_1, moment_2]);
+            return Some((param, Some(state)));
         }
         let mut grad = self.grads.remove::<B::InnerBackend, D>(id)?;
         if let Some(factor) = &self.factor {

@@ -5,11 +5,11 @@
 //! vocabulary 32768) on 4 x 2048; 128 states, 8 groups. Both with linears in high precision (bf16
 //! GEMMs) and in NVIDIA's recipe; activations bf16, parameters and optimizer f32.
 //!
-//! Times are wall-clock over whole steps between two waits for the device. After each the same step
-//! on one sequence of 64 tokens: as many launches with next to nothing in them, which is what the
-//! host takes for a step. While it is the shorter of the two, the device waits for nobody. MFU
-//! counts 6 N D operations for N parameters and D tokens against 989 TFLOP/s, the datasheet's dense
-//! bf16.
+//! Times are wall-clock over whole steps between two waits for the device: the middle of five rounds,
+//! the shortest and the longest in brackets. After each the same step on one sequence of 64 tokens: as
+//! many launches with next to nothing in them, which is what the host takes for a step. While it is
+//! the shorter of the two, the device waits for nobody. MFU counts 6 N D operations for N parameters
+//! and D tokens against 989 TFLOP/s, the datasheet's dense bf16.
 //!
 //! `cargo bench -p burn-nvfp4-models --features cuda --bench step -- [small|1b] [bf16|nvfp4]`
 #![expect(clippy::print_stdout, reason = "a benchmark prints its table")]
@@ -34,7 +34,10 @@ type B = Nvfp4<Autodiff<Cuda>>;
 
 /// Dense bf16 of an H100 or H200 by the datasheet.
 const PEAK: f64 = 989e12;
-const WARM_UP: u64 = 3;
+const WARM_UP: u64 = 5;
+/// Of `Size::steps` steps each: what happens once (a kernel compiled late, memory that a pool takes
+/// anew) is one round's.
+const ROUNDS: usize = 5;
 
 /// A model and its batch.
 struct Size {
@@ -47,6 +50,7 @@ struct Size {
     mamba_heads: usize,
     sequences: usize,
     length: usize,
+    /// In a round.
     steps: u64,
 }
 
@@ -61,7 +65,7 @@ const SIZES: [Size; 2] = [
         mamba_heads: 16,
         sequences: 16,
         length: 1024,
-        steps: 20,
+        steps: 10,
     },
     Size {
         name: "1b",
@@ -73,7 +77,7 @@ const SIZES: [Size; 2] = [
         mamba_heads: 64,
         sequences: 4,
         length: 2048,
-        steps: 10,
+        steps: 5,
     },
 ];
 
@@ -155,35 +159,45 @@ fn measure(size: &Size, (name, recipe): (&str, Recipe)) {
     B::sync(&device).expect("the device answers");
     println!("  first step {:.2} s", begin.elapsed().as_secs_f64());
     let mut time = |batch: &TokenBatch<B>| {
-        for number in 1..WARM_UP {
-            step(number, batch);
-        }
-        B::sync(&device).expect("the device answers");
-        let (begin, launches) = (Instant::now(), kernels::launches());
+        let mut number = 1;
         let mut last = None;
-        for number in 0..size.steps {
-            last = Some(step(WARM_UP + number, batch));
-        }
-        B::sync(&device).expect("the device answers");
-        let seconds = begin.elapsed().as_secs_f64() / size.steps as f64;
-        let launches = (kernels::launches() - launches) / size.steps;
-        (seconds, launches, last.expect("at least one step"))
+        let mut steps = |count: u64| {
+            let (begin, launches) = (Instant::now(), kernels::launches());
+            for _ in 0..count {
+                last = Some(step(number, batch));
+                number += 1;
+            }
+            B::sync(&device).expect("the device answers");
+            let milliseconds = begin.elapsed().as_secs_f64() * 1e3 / count as f64;
+            (milliseconds, (kernels::launches() - launches) / count)
+        };
+        steps(WARM_UP);
+        let mut rounds = [(); ROUNDS].map(|()| steps(size.steps));
+        rounds.sort_by(|(one, _), (other, _)| one.total_cmp(other));
+        (rounds, last.expect("at least one step"))
     };
-    let (seconds, launches, (norm, loss)) = time(&batch);
-    let (floor, ..) = time(&size.batch([1, 64], &device));
+    let (rounds, (norm, loss)) = time(&batch);
+    let (host, _) = time(&size.batch([1, 64], &device));
+    let (step_ms, launches) = rounds[ROUNDS / 2];
+    let ranges = [rounds, host].map(|rounds| {
+        let [shortest, .., longest] = rounds.map(|(milliseconds, _)| milliseconds);
+        format!("[{shortest:.2} to {longest:.2}]")
+    });
     let loss = loss.into_data().iter::<f64>().next().unwrap_or(f64::NAN);
     let tokens = (size.sequences * size.length) as f64;
     let parameters = config.num_params() as f64;
+    let seconds = step_ms / 1e3;
     let mfu = 6.0 * parameters * tokens / seconds / PEAK;
     println!(
-        "{:<6} {name:<6} {:>6.1} M  {:>8.2} ms/step  {:>9.0} tokens/s  MFU {:>5.1} %  own kernels \
-         {launches} a step  host {:.2} ms  loss {loss:.4} norm {norm:.4}",
+        "{:<6} {name:<6} {:>6.1} M  {step_ms:>8.2} ms/step {}  {:>9.0} tokens/s  MFU {:>5.1} %  own \
+         kernels {launches} a step  host {:.2} ms {}  loss {loss:.4} norm {norm:.4}",
         size.name,
         parameters / 1e6,
-        seconds * 1e3,
+        ranges[0],
         tokens / seconds,
         mfu * 100.0,
-        floor * 1e3,
+        host[ROUNDS / 2].0,
+        ranges[1],
     );
 }
 

@@ -113,6 +113,10 @@ pub enum LogLine {
         bytes: u64,
         /// Seconds to write it, beside training.
         seconds: f64,
+        /// Seconds before that in which training waited: for the checkpoint before, and for the copy
+        /// of the state to the host. Absent in logs of before.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        waited: Option<f64>,
     },
     /// A checkpoint could not be written, or an older one not be removed; those before it stand.
     SaveFailed {

@@ -6,16 +6,7 @@ use super::guard::GuardConfig;
 use super::oscillation::WatchedWeights;
 use super::schedule::Schedule;
 use crate::checkpoint::run::Position;
-
-/// What training waits for when a checkpoint is due.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Snapshot {
-    /// For nothing: the tensors lie in the host's memory already and are shared with the thread
-    /// that saves; the next update makes new ones.
-    Shared,
-    /// For the copy to the host: a device has no room for its tensors twice.
-    Copied,
-}
+pub use crate::checkpoint::run::writer::Snapshot;
 
 /// The numbers of the loop.
 #[derive(Clone, Debug)]

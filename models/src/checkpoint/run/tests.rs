@@ -1,11 +1,13 @@
 //! Run checkpoints on disk: exactness, damage, what is kept, what is refused.
 
 use std::fs;
+use std::thread;
+use std::time::Duration;
 
 use serde_json::json;
 
 use super::stored::{CARRIED, MOMENTS, PARAMETERS, STATE, SUMS};
-use super::writer::CheckpointWriter;
+use super::writer::{CheckpointWriter, Snapshot};
 use super::*;
 use crate::data::fingerprint::Fingerprint;
 
@@ -219,15 +221,23 @@ fn a_failed_save_is_reported_and_what_stands_is_untouched() {
     let (_dir, run) = run();
     save(&run, &checkpoint(1), 1);
     let mut writer = CheckpointWriter::new(run.clone(), 1);
-    assert!(writer.begin(2, || checkpoint(2)).is_none());
+    assert!(
+        writer
+            .begin(2, Snapshot::Shared, || checkpoint(2))
+            .is_none()
+    );
     let written = writer.wait().unwrap();
     assert_eq!((written.step, written.saved.is_ok()), (2, true));
     assert_eq!(run.steps().unwrap(), [2], "rotated");
     // No folder can be made where a file is.
     let aside = run.checkpoints().join("step-00000003.part");
     fs::write(&aside, b"").unwrap();
-    assert!(writer.begin(3, || checkpoint(3)).is_none());
-    let failed = writer.begin(4, || checkpoint(4)).unwrap();
+    assert!(
+        writer
+            .begin(3, Snapshot::Shared, || checkpoint(3))
+            .is_none()
+    );
+    let failed = writer.begin(4, Snapshot::Shared, || checkpoint(4)).unwrap();
     let error = failed.saved.unwrap_err().to_string();
     assert!(error.contains("step-00000003: cannot write"), "{error}");
     assert!(
@@ -248,14 +258,39 @@ fn nobody_waits_for_a_save_but_the_next_one() {
         checkpoint(1)
     };
     // This returns although the save cannot have begun: its tensors come later.
-    assert!(writer.begin(1, slow).is_none());
+    assert!(writer.begin(1, Snapshot::Shared, slow).is_none());
     assert!(writer.poll().is_none());
     assert_eq!(run.steps().unwrap(), [0; 0]);
     go_on.send(()).unwrap();
-    let first = writer.begin(2, || checkpoint(2)).unwrap();
+    let first = writer.begin(2, Snapshot::Shared, || checkpoint(2)).unwrap();
     assert_eq!((first.step, first.saved.is_ok()), (1, true));
     drop(writer);
     assert_eq!(run.steps().unwrap(), [1, 2], "a writer that goes waits");
+}
+
+/// Kills: two copies of the state in memory at once.
+#[test]
+fn a_copy_is_taken_by_the_one_who_saves_and_after_the_save_before() {
+    let (_dir, run) = run();
+    let mut writer = CheckpointWriter::new(run.clone(), 2);
+    let caller = thread::current().id();
+    let here = move || thread::current().id() == caller;
+    let shared = move || {
+        assert!(!here());
+        checkpoint(1)
+    };
+    assert!(writer.begin(1, Snapshot::Shared, shared).is_none());
+    let other = run.clone();
+    let copied = move || {
+        assert!(here());
+        assert_eq!(other.steps().unwrap(), [1], "the save before is over");
+        thread::sleep(Duration::from_millis(20));
+        checkpoint(2)
+    };
+    let first = writer.begin(2, Snapshot::Copied, copied).unwrap();
+    assert!(first.saved.is_ok(), "{first:?}");
+    let second = writer.wait().unwrap();
+    assert!(second.saved.is_ok() && second.waited >= 0.02, "{second:?}");
 }
 
 #[test]

@@ -1,12 +1,23 @@
 //! Saves checkpoints on a thread, beside training.
 //!
-//! At most one save is under way: a copy of the whole state is in memory meanwhile. What goes wrong
+//! At most one save is under way, and the state is taken for the next one when it is over: so one
+//! copy of the whole state is in the host's memory at a time. What goes wrong
 //! is reported and stops nothing: the next save may succeed, and what stands is untouched.
 
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
 use super::{RunCheckpoint, RunDirectory, RunError};
+
+/// What training waits for when a checkpoint is due, besides the save before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Snapshot {
+    /// For nothing: the tensors lie in the host's memory already and are shared with the thread
+    /// that saves; the next update makes new ones.
+    Shared,
+    /// For the copy to the host: a device has no room for its tensors twice.
+    Copied,
+}
 
 /// A thread that saves checkpoints of one run.
 #[derive(Debug)]
@@ -23,6 +34,8 @@ pub struct Written {
     pub step: u64,
     /// Seconds on the thread.
     pub seconds: f64,
+    /// Seconds before them in which training waited: for the save before, and for the copy.
+    pub waited: f64,
     /// Size in bytes, or why there is none.
     pub saved: Result<u64, RunError>,
     /// Whether older checkpoints could be removed.
@@ -31,8 +44,15 @@ pub struct Written {
 
 #[derive(Debug)]
 enum Save {
-    Running(u64, JoinHandle<Written>),
+    Running(Begun, JoinHandle<Written>),
     Over(Written),
+}
+
+/// What is known of a save when its thread starts.
+#[derive(Clone, Copy, Debug)]
+struct Begun {
+    step: u64,
+    waited: f64,
 }
 
 impl CheckpointWriter {
@@ -45,16 +65,36 @@ impl CheckpointWriter {
         }
     }
 
-    /// Begins to save the checkpoint of a step, which `take` hands out on the thread. Waits for the
-    /// save before it, and returns what became of that.
+    /// Begins to save the checkpoint of a step, which `take` hands out: on the thread, or here if it
+    /// is to be copied. Waits for the save before it, and returns what became of that.
     pub fn begin(
         &mut self,
         step: u64,
+        snapshot: Snapshot,
         take: impl FnOnce() -> RunCheckpoint + Send + 'static,
     ) -> Option<Written> {
+        let begin = Instant::now();
         let before = self.wait();
+        match snapshot {
+            Snapshot::Shared => self.start(step, begin, take),
+            Snapshot::Copied => {
+                let checkpoint = take();
+                self.start(step, begin, || checkpoint);
+            }
+        }
+        before
+    }
+
+    /// Starts the thread of a save for which training waits since `begin`.
+    fn start(
+        &mut self,
+        step: u64,
+        begin: Instant,
+        take: impl FnOnce() -> RunCheckpoint + Send + 'static,
+    ) {
         let keep = self.keep;
         let directory = self.directory.clone();
+        let waited = begin.elapsed().as_secs_f64();
         let thread = thread::Builder::new().name("checkpoint".to_owned());
         let spawned = thread.spawn(move || {
             let begin = Instant::now();
@@ -67,15 +107,16 @@ impl CheckpointWriter {
             Written {
                 step,
                 seconds: begin.elapsed().as_secs_f64(),
+                waited,
                 saved,
                 rotated,
             }
         });
+        let begun = Begun { step, waited };
         self.under_way = Some(match spawned {
-            Ok(thread) => Save::Running(step, thread),
-            Err(error) => Save::Over(self.failed(step, error)),
+            Ok(thread) => Save::Running(begun, thread),
+            Err(error) => Save::Over(self.failed(begun, error)),
         });
-        before
     }
 
     /// What became of the last save, if it is over and was not asked about before.
@@ -91,20 +132,21 @@ impl CheckpointWriter {
     pub fn wait(&mut self) -> Option<Written> {
         match self.under_way.take()? {
             Save::Over(written) => Some(written),
-            Save::Running(step, thread) => Some(thread.join().unwrap_or_else(|_| {
+            Save::Running(begun, thread) => Some(thread.join().unwrap_or_else(|_| {
                 self.failed(
-                    step,
+                    begun,
                     std::io::Error::other("the thread that saves panicked"),
                 )
             })),
         }
     }
 
-    fn failed(&self, step: u64, error: std::io::Error) -> Written {
+    fn failed(&self, Begun { step, waited }: Begun, error: std::io::Error) -> Written {
         let path = self.directory.checkpoint(step);
         Written {
             step,
             seconds: 0.0,
+            waited,
             saved: Err(RunError::io(path, "write the checkpoint")(error)),
             rotated: Ok(()),
         }

@@ -14,7 +14,7 @@ use crate::train::guard::SpikeAction;
 use crate::train::log::{LogLine, RewindLine, SkipReason};
 use crate::train::optim::{read_moments, write_moments};
 use crate::train::params::{read_parameters, write_parameters};
-use crate::train::plan::{Ending, Outcome, Snapshot};
+use crate::train::plan::{Ending, Outcome};
 use crate::train::tap::optimizer_record;
 
 impl<B: TrainingEngine, M: Trainable<B>> Loop<'_, B, M> {
@@ -49,13 +49,7 @@ impl<B: TrainingEngine, M: Trainable<B>> Loop<'_, B, M> {
             carried: carried(),
         };
         self.saved = step;
-        let before = match plan.snapshot {
-            Snapshot::Shared => self.writer.begin(step, take),
-            Snapshot::Copied => {
-                let checkpoint = take();
-                self.writer.begin(step, || checkpoint)
-            }
-        };
+        let before = self.writer.begin(step, plan.snapshot, take);
         self.waited_seconds += begin.elapsed().as_secs_f64();
         self.note(before);
     }
@@ -71,6 +65,7 @@ impl<B: TrainingEngine, M: Trainable<B>> Loop<'_, B, M> {
         let Some(Written {
             step,
             seconds,
+            waited,
             saved,
             rotated,
         }) = written
@@ -88,6 +83,7 @@ impl<B: TrainingEngine, M: Trainable<B>> Loop<'_, B, M> {
                     step,
                     bytes,
                     seconds,
+                    waited: Some(waited),
                 });
                 None
             }
@@ -119,6 +115,7 @@ impl<B: TrainingEngine, M: Trainable<B>> Loop<'_, B, M> {
                     self.log(&stopped("interrupted".to_owned()));
                 }
                 Ok(Outcome {
+                    seconds: self.begin.elapsed().as_secs_f64(),
                     waited_seconds: self.waited_seconds,
                     unsaved: self.unsaved.take(),
                     ..outcome

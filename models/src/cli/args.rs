@@ -398,6 +398,9 @@ pub(crate) struct CompareArgs {
     /// Train nothing; make the outcome of the runs that are there.
     #[arg(long, conflicts_with_all = ["only", "seeds", "data", "tokenizer", "backend"])]
     pub(crate) table: bool,
+    /// Show gaps to this arm instead of the study's reference; files stay as they are.
+    #[arg(long, value_name = "ARM", requires = "table")]
+    pub(crate) against: Option<String>,
     /// Steps between lines; a tenth of the run if absent.
     #[arg(long, value_name = "N")]
     pub(crate) log_every: Option<NonZeroUsize>,

@@ -86,6 +86,15 @@ pub(crate) fn compare(arguments: &CompareArgs) -> Result<Success, Failure> {
         let message = format!("{}: there is no run of this study", out.display());
         return Err(Failure::Error(message));
     }
+    if let Some(arm) = &arguments.against {
+        if !study.arms.iter().any(|other| other.name == *arm) {
+            return Err(no_arm(&study, "--against", arm));
+        }
+        let reference = arm.clone();
+        let study = Study { reference, ..study };
+        say(&results::text(&Outcome::of(&study, &records)));
+        return Ok(Success::Done);
+    }
     let outcome = Outcome::of(&study, &records);
     results::write(&outcome, &out)?;
     say(&results::text(&outcome));
@@ -126,10 +135,7 @@ fn chosen(study: &Study, arguments: &CompareArgs) -> Result<Vec<PlannedRun>, Fai
             .iter()
             .any(|arm| glob.compile_matcher().is_match(&arm.name))
         {
-            let names: Vec<_> = study.arms.iter().map(|arm| arm.name.as_str()).collect();
-            let names = names.join(", ");
-            let message = format!("--only {pattern}: no arm is called so; there are {names}");
-            return Err(Failure::Usage(message));
+            return Err(no_arm(study, "--only", pattern));
         }
         patterns.add(glob);
     }
@@ -147,6 +153,14 @@ fn chosen(study: &Study, arguments: &CompareArgs) -> Result<Vec<PlannedRun>, Fai
             && (arguments.seeds.is_empty() || arguments.seeds.contains(&run.seed))
     };
     Ok(study.runs().into_iter().filter(is_chosen).collect())
+}
+
+fn no_arm(study: &Study, option: &str, name: &str) -> Failure {
+    let names: Vec<_> = study.arms.iter().map(|arm| arm.name.as_str()).collect();
+    let names = names.join(", ");
+    Failure::Usage(format!(
+        "{option} {name}: no arm is called so; there are {names}"
+    ))
 }
 
 /// Keeps the resolved study beside its runs, for `nvfp4 report`.

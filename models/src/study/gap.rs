@@ -8,6 +8,10 @@
 //! 3. A run that went back to a checkpoint goes on with other batches: nothing is paired from there
 //!    on.
 //! 4. Validations at equal steps read the same windows and are compared as they are.
+//! 5. The gap at the end of training is that of step 2 over the last 15 % of the steps ([`tail`]),
+//!    of runs that are whole. It measures hundreds of batches where a validation measures one set of
+//!    windows, so it is the sharper of the two; but what a run remembers of text that it has seen
+//!    before is in it.
 
 use std::collections::BTreeMap;
 
@@ -17,6 +21,9 @@ use super::record::{Loss, RunRecord, StepPoint};
 
 /// A smoothing window is one in so many of a run's steps.
 const WINDOW: u64 = 20;
+
+/// So many hundredths of a run's steps are its end.
+const TAIL: u64 = 15;
 
 /// A gap at a step: over the seeds.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -45,6 +52,19 @@ pub struct GapCurve {
 /// Steps of the smoothing window of a run of so many steps.
 pub fn window(steps: u64) -> usize {
     usize::try_from(steps / WINDOW).unwrap_or(usize::MAX).max(1)
+}
+
+/// Steps at the end of a run of so many steps over which its last training losses are compared.
+pub fn tail(steps: u64) -> usize {
+    let steps = steps.saturating_mul(TAIL).div_ceil(100);
+    usize::try_from(steps).unwrap_or(usize::MAX).max(1)
+}
+
+/// Step 5: the gap of the training losses at the end, `steps` being those of the whole run.
+pub fn last_training_gap(run: &RunRecord, reference: &RunRecord, steps: u64) -> Option<f64> {
+    let gaps = training_gap(run, reference, tail(steps));
+    let (last, gap) = gaps.last_key_value()?;
+    (*last == steps).then_some(*gap)
 }
 
 /// Steps 1 to 3: the gap of training losses by step.
@@ -183,6 +203,20 @@ mod tests {
         let steps = |gaps: BTreeMap<u64, f64>| gaps.into_keys().collect::<Vec<_>>();
         assert_eq!(steps(training_gap(&run, &reference, 1)), [1]);
         assert_eq!(steps(training_gap(&reference, &run, 1)), [1]);
+    }
+
+    #[test]
+    fn the_last_gap_is_that_of_the_last_steps_of_whole_runs() {
+        assert_eq!((tail(1), tail(20), tail(3052)), (1, 3, 458));
+        // The third last step is in, the fourth last is not.
+        let losses = |at: u64, steps: u64| {
+            let loss = |step| (step, if step == at { 5.0 } else { 2.0 });
+            record(&(1..=steps).map(loss).collect::<Vec<_>>())
+        };
+        let gap = |run: &RunRecord| last_training_gap(run, &losses(0, 20), 20);
+        assert_eq!(gap(&losses(18, 20)), Some(50.0));
+        assert_eq!(gap(&losses(17, 20)), Some(0.0));
+        assert_eq!(gap(&losses(18, 19)), None);
     }
 
     #[test]

@@ -11,7 +11,9 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::StudyError;
-use super::gap::{GapCurve, over_seeds, percent, training_gap, validation_gap, window};
+use super::gap::{
+    GapCurve, last_training_gap, over_seeds, percent, tail, training_gap, validation_gap, window,
+};
 use super::plan::{PlannedRun, Study, run_differences};
 use super::record::{RunEnd, RunRecord};
 use super::statistics::Summary;
@@ -38,10 +40,14 @@ pub struct Outcome {
     pub backends: Vec<String>,
     /// Steps that a point of a training gap is the mean of.
     pub window: usize,
+    /// Steps at the end that the training gap of an arm is of.
+    pub tail: usize,
     /// A row each, in the order of the study.
     pub arms: Vec<ArmOutcome>,
     /// Gaps over the steps, of every arm but the reference that has any.
     pub gaps: Vec<GapCurve>,
+    /// The arms of them that the picture shows; empty: all.
+    pub pictured: Vec<String>,
 }
 
 /// A row of the table.
@@ -69,6 +75,8 @@ pub struct ArmOutcome {
     pub high_precision_gap_nats: Option<Summary>,
     /// Gap of the same weights in high precision, percent.
     pub high_precision_gap_percent: Option<Summary>,
+    /// Gap of the training losses over the last steps, percent.
+    pub training_gap_percent: Option<Summary>,
     /// Median training tokens per second of a run, mean over seeds.
     pub tokens_per_second: Option<f64>,
     /// Most memory of any run, if that is known.
@@ -188,7 +196,7 @@ impl Outcome {
                 name: arm.name.clone(),
                 recipe: arm.config.precision.recipe_name().to_owned(),
                 policy: arm.config.precision.policy.clone(),
-                ..row(&study.seeds, at, other)
+                ..row(&study.seeds, config.steps, at, other)
             }
         });
         let others = study.arms.iter().filter(|arm| arm.name != study.reference);
@@ -204,8 +212,10 @@ impl Outcome {
             parameters: records.values().map(|it| it.parameters).max().unwrap_or(0),
             backends,
             window,
+            tail: tail(config.steps),
             arms: arms.collect(),
             gaps: curves.filter(has_points).collect(),
+            pictured: study.pictured.clone(),
         }
     }
 
@@ -215,6 +225,10 @@ impl Outcome {
             "Gaps are to {} of the same seed, on the same batches; percent are of its loss.",
             self.reference
         )];
+        notes.push(format!(
+            "The training gap is that of the training losses over the last {} steps.",
+            self.tail
+        ));
         let seeds = self.arms.iter().filter_map(|arm| Some(arm.gap_nats?.seeds));
         match seeds.max() {
             None => {}
@@ -258,6 +272,7 @@ impl Outcome {
 /// Everything in the row of an arm but its names.
 fn row<'a>(
     seeds: &[u64],
+    steps: u64,
     at: impl Fn(u64) -> Option<&'a RunRecord>,
     reference: impl Fn(u64) -> Option<&'a RunRecord>,
 ) -> ArmOutcome {
@@ -277,6 +292,12 @@ fn row<'a>(
             .map(|(here, there)| gap(of(&here), of(&there)));
         Summary::of(&gaps.collect::<Vec<_>>())
     };
+    let training = seeds.iter().filter_map(|&seed| {
+        let (run, reference) = (at(seed)?, reference(seed)?);
+        (run.last.is_some() && reference.last.is_some())
+            .then(|| last_training_gap(run, reference, steps))?
+    });
+    let training = Summary::of(&training.collect::<Vec<_>>());
     let recipe: fn(&FinalLine) -> f64 = |line| line.validation_loss;
     let high_precision: fn(&FinalLine) -> f64 = |line| line.high_precision_loss;
     let nats: fn(f64, f64) -> f64 = |here, there| here - there;
@@ -297,6 +318,7 @@ fn row<'a>(
         gap_percent: paired(recipe, percent),
         high_precision_gap_nats: paired(high_precision, nats),
         high_precision_gap_percent: paired(high_precision, percent),
+        training_gap_percent: training,
         tokens_per_second: Summary::of(&speeds).map(|summary| summary.mean),
         peak_memory_bytes: records()
             .filter_map(|run| run.last?.peak_memory_bytes)

@@ -5,6 +5,7 @@
 //! base = "default.toml"          # a run's configuration, beside this file; or its sections inline
 //! seeds = [1, 2, 3]
 //! reference = "high_precision"   # the arm that gaps are measured from
+//! pictured = ["nvidia-late"]     # the arms whose gaps the picture shows; all if absent
 //! steps = 1000                   # anything of a run's configuration, instead of the base's
 //!
 //! [[arm]]
@@ -49,6 +50,9 @@ pub struct Study {
     pub reference: String,
     /// Seeds of each arm.
     pub seeds: Vec<u64>,
+    /// The arms in the picture of gaps; empty: all.
+    #[serde(default)]
+    pub pictured: Vec<String>,
     /// What stays of a run that has finished.
     pub finished_checkpoints: FinishedCheckpoints,
     /// What is compared, in the order of the file.
@@ -104,16 +108,19 @@ struct Header {
     seeds: Vec<u64>,
     reference: String,
     #[serde(default)]
+    pictured: Vec<String>,
+    #[serde(default)]
     finished_checkpoints: FinishedCheckpoints,
     arm: Vec<Table>,
 }
 
 /// The keys of [`Header`].
-const HEADER: [&str; 6] = [
+const HEADER: [&str; 7] = [
     "name",
     "base",
     "seeds",
     "reference",
+    "pictured",
     "finished_checkpoints",
     "arm",
 ];
@@ -168,6 +175,7 @@ impl Study {
             name: header.name,
             reference: header.reference,
             seeds: header.seeds,
+            pictured: header.pictured,
             finished_checkpoints: header.finished_checkpoints,
         };
         study.checked(path)
@@ -209,7 +217,7 @@ impl Study {
         self.seeds.iter().flat_map(of_seed).collect()
     }
 
-    /// Checks that arms and seeds can be told apart and that the reference is one of the arms.
+    /// Checks that arms and seeds can be told apart and that arms that are named are there.
     fn checked(self, path: &Path) -> Result<Self, StudyError> {
         let wrong = |reason: String| {
             let path = path.to_owned();
@@ -228,13 +236,15 @@ impl Study {
                 return wrong(format!("seeds: {seed} stands there twice"));
             }
         }
-        if !self.arms.iter().any(|arm| arm.name == self.reference) {
-            let names: Vec<_> = self.arms.iter().map(|arm| arm.name.as_str()).collect();
-            return wrong(format!(
-                "reference is {:?}, it must be one of the arms: {}",
-                self.reference,
-                names.join(", ")
-            ));
+        let pictured = self.pictured.iter().map(|name| ("pictured", name));
+        for (key, name) in std::iter::once(("reference", &self.reference)).chain(pictured) {
+            if !self.arms.iter().any(|arm| arm.name == *name) {
+                let names: Vec<_> = self.arms.iter().map(|arm| arm.name.as_str()).collect();
+                return wrong(format!(
+                    "{key} is {name:?}, it must be one of the arms: {}",
+                    names.join(", ")
+                ));
+            }
         }
         Ok(self)
     }

@@ -93,6 +93,12 @@ fn a_study_trains_each_arm_and_seed_as_train_does_and_says_how_far_apart_they_ar
     }
     succeeds(&desk, "--table");
     assert_eq!(results(&desk), before);
+    // The other way round, for the eye alone.
+    let text = succeeds(&desk, "--table --against fp4");
+    let row = |name| text.lines().find(|line: &&str| line.starts_with(name));
+    assert_eq!(row("fp4").unwrap().matches("reference").count(), 4);
+    assert!(text.contains("Gaps are to fp4 of the same seed"), "{text}");
+    assert_eq!(results(&desk), before);
 }
 
 #[test]
@@ -112,6 +118,11 @@ fn a_call_can_be_for_some_arms_and_seeds_and_the_table_is_of_what_is_there() {
         &compare(&desk, "--only x*"),
         2,
         &["--only x*", "plain, fp4"],
+    );
+    check_error(
+        &compare(&desk, "--table --against x"),
+        2,
+        &["--against x", "plain, fp4"],
     );
     check_error(&compare(&desk, "--seeds 7"), 2, &["--seeds 7", "[1, 2]"]);
     let empty = desk

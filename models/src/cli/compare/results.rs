@@ -21,7 +21,10 @@ const POINTS: usize = 300;
 /// [`Failure::Error`] for the first that cannot be written.
 pub(super) fn write(outcome: &Outcome, out: &Path) -> Result<(), Failure> {
     let json = serde_json::to_string_pretty(outcome).map_err(Failure::error)? + "\n";
-    let picture = gap_chart(outcome).svg().map_err(Failure::error)?;
+    let is_pictured =
+        |curve: &&GapCurve| outcome.pictured.is_empty() || outcome.pictured.contains(&curve.arm);
+    let pictured = outcome.gaps.iter().filter(is_pictured);
+    let picture = gap_chart(outcome, pictured).svg().map_err(Failure::error)?;
     let files = [
         ("results.md", markdown(outcome)),
         ("results.json", json),
@@ -110,6 +113,8 @@ pub(crate) fn table(outcome: &Outcome) -> Table {
         "gap, %",
         "resolves, %",
         "gap in high precision, %",
+        "training gap, %",
+        "resolves, %",
         "tokens/s",
         "memory, GiB",
         "skipped",
@@ -158,6 +163,8 @@ fn row(arm: &ArmOutcome, reference: &str) -> Vec<String> {
         gap(arm.gap_percent, 2),
         resolves(arm.gap_percent, 2),
         gap(arm.high_precision_gap_percent, 2),
+        gap(arm.training_gap_percent, 2),
+        resolves(arm.training_gap_percent, 2),
         arm.tokens_per_second
             .map_or("-".to_owned(), |speed| format!("{speed:.0}")),
         arm.peak_memory_bytes.map_or("-".to_owned(), |bytes| {
@@ -183,8 +190,11 @@ fn with_deviation(summary: Summary, decimals: usize, signed: bool) -> String {
     }
 }
 
-/// The gaps of all arms over the steps.
-pub(crate) fn gap_chart(outcome: &Outcome) -> Chart {
+/// Gaps over the steps.
+pub(crate) fn gap_chart<'a>(
+    outcome: &Outcome,
+    curves: impl IntoIterator<Item = &'a GapCurve>,
+) -> Chart {
     let is_several = outcome.seeds.len() > 1;
     let line = |curve: &GapCurve| {
         let points = thinned(&curve.training, POINTS);
@@ -209,7 +219,7 @@ pub(crate) fn gap_chart(outcome: &Outcome) -> Chart {
             dots: curve.validation.iter().map(value).collect(),
         }
     };
-    let lines: Vec<_> = outcome.gaps.iter().map(line).collect();
+    let lines: Vec<_> = curves.into_iter().map(line).collect();
     let values = format!("gap to {}, % of its loss", outcome.reference);
     let height = 420_u32.max(60 + 20 * u32::try_from(lines.len()).unwrap_or(0));
     Chart {
@@ -252,6 +262,7 @@ mod tests {
             gap_percent: Summary::of(&percent),
             high_precision_gap_nats: Summary::of(gaps),
             high_precision_gap_percent: Summary::of(&percent),
+            training_gap_percent: Summary::of(&percent),
             tokens_per_second: Some(1234.4),
             peak_memory_bytes: None,
             skipped: 0,
@@ -275,6 +286,7 @@ mod tests {
             parameters: 10,
             backends: vec!["ndarray".to_owned()],
             window: 2,
+            tail: 1,
             arms: vec![
                 arm("bf16", &[0.0, 0.0, 0.0]),
                 arm("fp4", &[0.01, 0.02, 0.03]),
@@ -284,6 +296,7 @@ mod tests {
                 training: (2..=4).map(point).collect(),
                 validation: vec![point(4)],
             }],
+            pictured: vec![],
         }
     }
 
@@ -296,10 +309,10 @@ mod tests {
             cells.join(" "),
             // t(2) * 0.01 / sqrt(3) = 0.0248.
             "fp4 nvidia paper 3/3 1.0200 ± 0.0100 1.0200 ± 0.0100 1.0200 ± 0.0100 +0.0200 ± 0.0100 \
-             0.0248 +2.00 ± 1.00 2.48 +2.00 ± 1.00 1234 - 0 no"
+             0.0248 +2.00 ± 1.00 2.48 +2.00 ± 1.00 +2.00 ± 1.00 2.48 1234 - 0 no"
         );
         let reference = text.lines().find(|line| line.starts_with("bf16")).unwrap();
-        assert_eq!(reference.matches("reference").count(), 3, "{reference}");
+        assert_eq!(reference.matches("reference").count(), 4, "{reference}");
     }
 
     #[test]
@@ -318,5 +331,16 @@ mod tests {
             svg.contains("fp4: +2.00 %") && svg.contains("gap to bf16"),
             "{svg}"
         );
+        let pictured = vec!["bf16".to_owned()];
+        write(
+            &Outcome {
+                pictured,
+                ..outcome()
+            },
+            dir.path(),
+        )
+        .unwrap();
+        assert!(!read("gap.svg").contains("fp4"), "only what is asked for");
+        assert!(read("results.json").contains("fp4"));
     }
 }

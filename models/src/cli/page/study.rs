@@ -21,7 +21,7 @@ pub(super) fn page(outcome: &Outcome) -> anyhow::Result<String> {
     if outcome.gaps.is_empty() {
         page.note("No arm has a run and a reference of the same seed yet.");
     } else {
-        page.html(&results::gap_chart(outcome).svg()?);
+        page.html(&results::gap_chart(outcome, &outcome.gaps).svg()?);
         page.note(&results::caption(outcome));
     }
     page.section("Runs");

@@ -93,6 +93,7 @@ fn gaps_are_paired_by_seed_so_what_a_seed_does_to_both_runs_is_no_noise() {
     assert!((arm.gap_percent.unwrap().mean - 17.5 / 3.0).abs() < 1e-9);
     assert!(arm.loss.unwrap().spread.unwrap().deviation > 1.0);
     assert_eq!(reference.gap_nats.unwrap().mean, 0.0);
+    assert!((arm.training_gap_percent.unwrap().mean - 17.5 / 3.0).abs() < 1e-9);
     assert_eq!(arm.peak_memory_bytes, Some(1 << 20));
     let [curve] = &outcome.gaps[..] else {
         panic!("{:?}", outcome.gaps)

@@ -114,7 +114,9 @@ fn a_model_and_a_text_replace_those_of_the_base() {
 
 #[test]
 fn a_resolved_study_is_read_back() {
-    let study = parse(STUDY).unwrap();
+    let pictured = STUDY.replace("steps = 77", "pictured = [\"late\"]");
+    let study = parse(&pictured).unwrap();
+    assert_eq!(study.pictured, ["late"]);
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("plan.toml");
     fs::write(&path, study.to_toml().unwrap()).unwrap();
@@ -132,6 +134,10 @@ fn what_is_no_study_is_one_line_that_names_it() {
         (
             STUDY.replace("\"plain\"\n    steps", "\"x\"\n    steps"),
             "plain, late",
+        ),
+        (
+            STUDY.replace("steps = 77", "pictured = [\"late\", \"y\"]"),
+            "pictured is \"y\", it must be one of the arms: plain, late",
         ),
         (
             STUDY.replace("steps = 77", "stepps = 77"),

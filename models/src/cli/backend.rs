@@ -116,7 +116,7 @@ pub(super) fn dispatch(
         }
         #[cfg(feature = "cuda")]
         BackendName::Cuda => {
-            kernel_cache::enable(&cuda::architecture(device).map_err(Failure::Error)?);
+            kernel_cache::enable_cuda(device).map_err(Failure::Error)?;
             let device = burn::backend::cuda::CudaDevice::new(device);
             run::<burn::backend::Cuda>(work, backend, device)
         }

@@ -3,7 +3,8 @@
 //! The library is looked for when the program runs; [`probe`] says what is there, without a panic
 //! if nothing is. [`gemm()`] multiplies bf16, f16 and f32 operands with f32 sums, [`gemm_fp4`]
 //! packed NVFP4 operands on devices that have FP4 tensor cores. Both return as soon as the product
-//! is enqueued, except for the first product of a kind, which times a few algorithms ([`chosen`]).
+//! is enqueued, except for the first product of a kind, which times a few algorithms ([`chosen`]),
+//! unless a file has the choice of an earlier process ([`remember`]).
 //!
 //! 1. [`plan`]: which product is asked for, as plain data.
 //! 2. `submit`: on to the device's own thread, which only the first product of a kind waits for.
@@ -31,6 +32,7 @@ mod roles;
 mod batched;
 mod call;
 mod probe;
+mod record;
 mod trial;
 mod library;
 mod submit;
@@ -47,6 +49,7 @@ use submit::{Buffers, caught, no_answer, submit};
 pub use batched::gemm_batched;
 pub use error::{Unavailable, Version};
 pub use probe::Capabilities;
+pub use record::remember;
 pub use submit::{chosen, launches, take_failure};
 pub use trial::ChosenAlgorithm;
 

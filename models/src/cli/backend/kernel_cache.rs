@@ -1,4 +1,5 @@
-//! Kernels that were compiled once are read from a folder in the next run.
+//! Kernels that were compiled once are read from a folder in the next run, and algorithms that were
+//! chosen once are chosen again.
 //!
 //! CubeCL files a compiled kernel under its type and comptime arguments, not under what it does or
 //! for which GPU: in a program built from other sources, or on another GPU, the same name is
@@ -24,6 +25,29 @@ pub(super) fn enable(kind: &str) {
         }
         CubeClRuntimeConfig::set(config);
     });
+}
+
+/// [`enable`] for a CUDA device that was checked. cuBLASLt multiplies by the algorithms that earlier
+/// runs chose on such a device, so that two runs add in the same order.
+///
+/// # Errors
+/// One line: the driver does not tell what the device is, or what was chosen cannot be read.
+#[cfg(feature = "cuda")]
+pub(super) fn enable_cuda(index: usize) -> Result<(), String> {
+    let kind = super::cuda::architecture(index)?;
+    enable(&kind);
+    let Some(folder) = folder(&kind) else {
+        return Ok(());
+    };
+    let name = super::cuda::name(index).unwrap_or(kind);
+    let name = name.replace(|c: char| !c.is_ascii_alphanumeric(), "-");
+    let path = folder.join(format!("cublaslt-{name}.txt"));
+    burn_nvfp4::kernels::gemm::cublaslt::remember(path.clone()).map_err(|error| {
+        let path = path.display();
+        format!(
+            "{path}: cannot read which algorithms were chosen: {error}; remove it to choose anew"
+        )
+    })
 }
 
 /// In the target folder of the checkout, or in the user's cache; `None` if the executable cannot be

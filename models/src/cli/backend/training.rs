@@ -15,7 +15,7 @@ use burn_nvfp4_models::train::config::BackendName;
 use burn_nvfp4_models::train::exchange::collective;
 use burn_nvfp4_models::train::exchange::{Alone, Exchange};
 
-#[cfg(feature = "cuda")]
+#[cfg(feature = "distributed")]
 use super::cuda;
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
 use super::kernel_cache;
@@ -110,7 +110,7 @@ pub(in crate::cli) fn dispatch(
         }
         #[cfg(feature = "cuda")]
         BackendName::Cuda => {
-            kernel_cache::enable(&cuda::architecture(devices[0]).map_err(Failure::Error)?);
+            kernel_cache::enable_cuda(devices[0]).map_err(Failure::Error)?;
             let devices = devices.iter().copied();
             let devices = devices.map(burn::backend::cuda::CudaDevice::new).collect();
             run::<burn::backend::Cuda>(work, backend, devices)

@@ -61,6 +61,8 @@ pub(super) struct Library {
     pub(super) stop: cu::CUevent,
     workspace: cu::CUdeviceptr,
     pub(super) elapsed: ElapsedTime,
+    /// What `cublasLtGetVersion` answers.
+    pub(super) version: usize,
     prepared: HashMap<Key, Prepared>,
 }
 
@@ -114,6 +116,8 @@ impl Library {
                     symbol: "cuEventElapsedTime",
                 },
             )?,
+            // SAFETY: the probe found the function, which takes nothing.
+            version: unsafe { lt::cublasLtGetVersion() },
             prepared: HashMap::new(),
         };
         let bytes = WORKSPACE + size_of_val(&CONSTANTS);

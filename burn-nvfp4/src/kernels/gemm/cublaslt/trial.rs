@@ -1,5 +1,6 @@
 //! Which algorithm: the first product of a kind asks the library's heuristic for a few, times each
-//! on its own operands, and keeps the fastest.
+//! on its own operands, and keeps the fastest. What an earlier process kept ([`record`]) goes before
+//! it.
 //!
 //! All trials of a kind share a budget of time. A result that is to be added to is not tried on:
 //! each run would add.
@@ -11,6 +12,7 @@ use super::call::{Descriptors, Pointers, Preference, driver, library};
 use super::error::Unavailable;
 use super::library::{Key, Library, Prepared, WORKSPACE, allocate};
 use super::plan::{Beta, MatmulPlan, Operation};
+use super::record;
 
 /// Algorithms that the heuristic is asked for.
 pub(super) const OFFERS: usize = 8;
@@ -59,7 +61,7 @@ pub struct ChosenAlgorithm {
     pub index: usize,
     /// How many the heuristic offered.
     pub offered: usize,
-    /// How many were timed.
+    /// How many were timed; 0 if an earlier process chose.
     pub tried: usize,
     /// Mean of the timed runs; `None` if nothing was timed.
     pub milliseconds: Option<f32>,
@@ -104,7 +106,7 @@ impl std::fmt::Display for ChosenAlgorithm {
 }
 
 impl Library {
-    /// Times what the heuristic offers and keeps the fastest.
+    /// Takes what an earlier process chose, or times what the heuristic offers and keeps the fastest.
     pub(super) fn choose(
         &self,
         key: &Key,
@@ -118,6 +120,22 @@ impl Library {
             descriptors,
             algorithm: offers[0].algo,
         };
+        let mut chosen = ChosenAlgorithm {
+            device: 0,
+            plan: plan.clone(),
+            index: 0,
+            offered: offers.len(),
+            tried: 0,
+            milliseconds: None,
+            workspace_bytes: offers[0].workspaceSize,
+        };
+        let product = format!("cuBLASLt {} {key:?}", self.version);
+        if let Some(index) = record::known(&product, offers.len()) {
+            prepared.algorithm = offers[index].algo;
+            chosen.index = index;
+            chosen.workspace_bytes = offers[index].workspaceSize;
+            return Ok((prepared, chosen));
+        }
         // A product that is added to its own output is tried on another one: each run would add.
         let scratch = match (plan.beta, pointers.c == pointers.d) {
             (Beta::One, true) => Some(Scratch::new(plan)),
@@ -133,29 +151,18 @@ impl Library {
             // No room: the heuristic's first choice, untimed.
             Some(Err(_)) => None,
         };
-        let mut chosen = ChosenAlgorithm {
-            device: 0,
-            plan: plan.clone(),
-            index: 0,
-            offered: offers.len(),
-            tried: 0,
-            milliseconds: None,
-            workspace_bytes: offers[0].workspaceSize,
-        };
         let Some(trial) = trial else {
             return Ok((prepared, chosen));
         };
         // Zero lets every offer be tried as long as none has run.
         let first_ms = self.time(plan, &prepared, &trial, 1).unwrap_or(0.0);
         let Trials { candidates, runs } = Trials::within_budget(first_ms, offers.len());
-        if candidates == 1 && first_ms > 0.0 {
-            chosen.milliseconds = Some(first_ms);
-            chosen.tried = 1;
-            return Ok((prepared, chosen));
-        }
-        let mut fastest: Option<(f32, usize)> = None;
+        let is_only = candidates == 1 && first_ms > 0.0;
+        let mut fastest = is_only.then_some((first_ms, 0));
+        chosen.tried = usize::from(is_only);
         let mut failure = None;
-        for (index, offer) in offers.iter().take(candidates).enumerate() {
+        let untried = if is_only { 0 } else { candidates };
+        for (index, offer) in offers.iter().take(untried).enumerate() {
             prepared.algorithm = offer.algo;
             match self.time(plan, &prepared, &trial, runs) {
                 Ok(ms) => {
@@ -168,10 +175,11 @@ impl Library {
             }
         }
         match (fastest, failure) {
-            (Some((ms, index)), _) => {
+            (Some((ms, fastest)), _) => {
+                let index = record::keep(&product, fastest, offers.len());
                 prepared.algorithm = offers[index].algo;
                 chosen.index = index;
-                chosen.milliseconds = Some(ms);
+                chosen.milliseconds = (index == fastest).then_some(ms);
                 chosen.workspace_bytes = offers[index].workspaceSize;
                 Ok((prepared, chosen))
             }

@@ -11,7 +11,8 @@
 use std::time::{Duration, Instant};
 
 use burn::tensor::backend::Backend;
-use burn::tensor::{DType, Distribution, Int, Tensor, TensorPrimitive};
+use burn::tensor::ops::ModuleOps;
+use burn::tensor::{DType, Distribution, Int, Tensor, TensorData, TensorPrimitive};
 use burn_cubecl::CubeBackend;
 use burn_cubecl::tensor::CubeTensor;
 use burn_hybrid_ops::kernels::gated_group_norm::Inputs;
@@ -187,6 +188,49 @@ fn operations(table: &Table, channels: usize) {
     });
 }
 
+/// Tokens as in a text: the `n`th most frequent of `vocab` about `1/n` as often as the first.
+fn text(vocab: usize) -> Tensor<Plain, 1, Int> {
+    let id = |i: usize| {
+        let mixed = (i as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 11;
+        let uniform = mixed as f64 / (1u64 << 53) as f64;
+        // Whole numbers of `0..vocab`.
+        ((vocab as f64).powf(uniform) - 1.0).floor()
+    };
+    let ids = TensorData::new((0..TOKENS).map(id).collect::<Vec<_>>(), [TOKENS]);
+    Tensor::from_data(ids.convert::<i32>(), &CudaDevice::default())
+}
+
+fn embedding(table: &Table, channels: usize) {
+    const VOCAB: usize = 32_768;
+    let tokens = text(VOCAB);
+    let ids = tokens.clone().into_primitive();
+    let op = Op::Embedding {
+        tokens: TOKENS,
+        token_dtype: ids.dtype,
+        output: DType::BF16,
+    };
+    let weight = random([VOCAB, channels], DType::F32);
+    let elements = TOKENS * channels;
+    table.line("embedding", channels, 6 * elements, || {
+        let inputs = vec![weight.clone()];
+        drop(Plain::launch(&op, Pass::Forward, inputs, vec![ids.clone()]));
+    });
+    // The gradient of the whole table is written, most of it as zeros.
+    let bytes = 2 * elements + 4 * VOCAB * channels;
+    let dy = random([TOKENS, channels], DType::BF16);
+    let given = [weight.clone(), ids, dy];
+    table.line("embedding backward", channels, bytes, || {
+        drop(Plain::launch(&op, Pass::Backward, given.to_vec(), vec![]));
+    });
+    let dy = random([1, TOKENS, channels], DType::F32);
+    let ids = tokens.reshape([1, TOKENS]).into_primitive();
+    let bytes = 4 * elements + 4 * VOCAB * channels;
+    table.line("the same by burn, f32", channels, bytes, || {
+        let (weight, dy, ids) = (weight.clone(), dy.clone(), ids.clone());
+        drop(Plain::embedding_backward(weight, dy, ids));
+    });
+}
+
 fn loss(table: &Table, vocab: usize) {
     let ids = Tensor::<Plain, 1, Int>::arange(0..TOKENS as i64, &CudaDevice::default());
     let ids = ids.remainder_scalar(vocab as i64).into_primitive();
@@ -248,6 +292,9 @@ fn main() {
     };
     drop(x);
     println!("device copy {:.2} TB/s; {TOKENS} tokens", table.copy / 1e12);
+    for channels in [512, 2048] {
+        embedding(&table, channels);
+    }
     for channels in [2048, 4096, 6144, 32_768] {
         mixer(&table, channels);
         operations(&table, channels);

@@ -16,6 +16,7 @@ mod norm;
 mod rms_norm;
 pub mod gated_group_norm;
 mod mamba2_mixer;
+mod embedding;
 mod cross_entropy;
 pub mod adamw;
 pub mod sum_of_squares;
@@ -43,6 +44,7 @@ pub(crate) fn supports<R: CubeRuntime>(op: &Op, inputs: &[Like], device: &R::Dev
         && match op {
             Op::SquaredRelu | Op::CrossEntropy | Op::CausalAttention(_) => true,
             Op::RmsNorm { output, .. } => is_known(output),
+            Op::Embedding { tokens, output, .. } => *tokens > 0 && is_known(output),
             Op::Mamba2Mixer(shape) => mamba2_mixer::takes(*shape, inputs),
         }
 }
@@ -64,6 +66,10 @@ pub(crate) fn launch<R: CubeRuntime>(
             rms_norm::forward(exactly(op, inputs), *eps, *output)
         }
         (Op::RmsNorm { eps, .. }, Pass::Backward) => rms_norm::backward(exactly(op, inputs), *eps),
+        (Op::Embedding { output, .. }, Pass::Forward) => {
+            embedding::forward(exactly(op, inputs), exactly(op, ints), *output)
+        }
+        (Op::Embedding { .. }, Pass::Backward) => embedding::backward(exactly(op, inputs)),
         (Op::CrossEntropy, Pass::Forward) => {
             cross_entropy::forward(exactly(op, inputs), exactly(op, ints))
         }

@@ -88,6 +88,15 @@ pub enum Op {
         /// The dtype of the result.
         output: DType,
     },
+    /// [`crate::ops::embedding`]: `[weight]`, and the tokens as integers.
+    Embedding {
+        /// How many tokens.
+        tokens: usize,
+        /// Their dtype.
+        token_dtype: DType,
+        /// The dtype of the result.
+        output: DType,
+    },
     /// [`crate::ops::cross_entropy`]: `[logits]`, and the targets as integers.
     CrossEntropy,
     /// [`crate::ops::causal_attention`]: `[q, k, v]`.
@@ -115,6 +124,8 @@ impl Op {
             (Self::SquaredRelu, Pass::Backward) => "hybrid::squared_relu_backward",
             (Self::RmsNorm { .. }, Pass::Forward) => "hybrid::rms_norm",
             (Self::RmsNorm { .. }, Pass::Backward) => "hybrid::rms_norm_backward",
+            (Self::Embedding { .. }, Pass::Forward) => "hybrid::embedding",
+            (Self::Embedding { .. }, Pass::Backward) => "hybrid::embedding_backward",
             (Self::CrossEntropy, Pass::Forward) => "hybrid::cross_entropy",
             (Self::CrossEntropy, Pass::Backward) => "hybrid::cross_entropy_backward",
             (Self::CausalAttention(_), Pass::Forward) => "hybrid::causal_attention",
@@ -127,7 +138,8 @@ impl Op {
     /// True if backward reads the float input of this index.
     pub const fn keeps(&self, input: usize) -> bool {
         match self {
-            Self::SquaredRelu => input == 0,
+            // Of the table only its shape and dtype; it lives anyway.
+            Self::SquaredRelu | Self::Embedding { .. } => input == 0,
             Self::RmsNorm { .. } => input < 2,
             // The gradient of the logits is made in forward, perhaps in their own memory.
             Self::CrossEntropy => false,

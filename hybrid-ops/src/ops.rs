@@ -25,6 +25,28 @@ pub fn rms_norm<B: HybridEngine, const D: usize>(
     run(op, vec![float(x), float(weight)], vec![])
 }
 
+/// The rows of `weight` (`[vocab, d_model]`) that `tokens` name, rounded to `output`; NaN where there
+/// is no such row.
+///
+/// # Shapes
+/// `tokens`: `[batch, seq]`; result: `[batch, seq, d_model]`.
+pub fn embedding<B: HybridEngine>(
+    weight: &Tensor<B, 2>,
+    tokens: &Tensor<B, 2, Int>,
+    output: DType,
+) -> Option<Tensor<B, 3>> {
+    let [batch, seq] = tokens.dims();
+    let [_, d_model] = weight.dims();
+    let op = Op::Embedding {
+        tokens: batch * seq,
+        token_dtype: tokens.dtype(),
+        output,
+    };
+    let tokens = tokens.clone().reshape([batch * seq]);
+    let rows: Tensor<B, 2> = run(op, vec![float(weight)], vec![tokens.into_primitive()])?;
+    Some(rows.reshape([batch, seq, d_model]))
+}
+
 /// The mean cross-entropy of `targets` (`[n]`) under `logits` (`[n, vocab]`), f32 `[1]`.
 ///
 /// The gradient is made at once, over the logits themselves if nobody else holds them, so none of

@@ -7,7 +7,7 @@
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::tensor::backend::Backend;
 use burn::tensor::{Bool, DType, Int, Tensor, TensorData, module};
-use burn_hybrid_ops::HybridEngine;
+use burn_hybrid_ops::{HybridEngine, ops};
 
 use crate::config::params::ParamSpec;
 use crate::config::{DtLimit, HybridConfig, Residual};
@@ -241,13 +241,13 @@ impl<B: HybridEngine> HybridLm<B> {
 
     /// The residual stream before the first block, of activations of this dtype.
     pub(crate) fn embed(&self, ids: Tensor<B, 2, Int>, activations: DType) -> Tensor<B, 3> {
-        let embedded = module::embedding(self.embeddings.weight.val(), ids);
+        let weight = self.embeddings.weight.val();
+        let dtype = wide(weight.dtype());
+        let embedded = ops::embedding(&weight, &ids, activations)
+            .unwrap_or_else(|| module::embedding(weight, ids).cast(activations));
         match self.residual {
-            Residual::Activations => embedded.cast(activations),
-            Residual::F32 => {
-                let dtype = wide(embedded.dtype());
-                embedded.cast(activations).cast(dtype)
-            }
+            Residual::Activations => embedded,
+            Residual::F32 => embedded.cast(dtype),
         }
     }
 

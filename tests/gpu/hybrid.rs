@@ -189,10 +189,10 @@ fn the_whole_step_runs_on_a_device_with_the_dtypes_of_flex() {
         for activations in dtypes.filter(|dtype| supports(*dtype)) {
             let expected = first_gradients::<Nvfp4<Autodiff<Flex>>>(activations);
             let got = first_gradients::<Nvfp4<Autodiff<Fused>>>(activations);
-            // The sums of a device have another order, so f32 differs in its last bits (TF32 in the
-            // scan: 2^-11), bf16 by 2^-9 a value. Behind that, some values fall on the other side of
-            // a step of E2M1: few from f32, as many from bf16 as separate Flex's own bf16 and f32.
-            // Draws depend on the last bit of an amax: stochastic rounding would be another sample.
+            // The sums of a device have another order: f32 differs in its last bits (TF32 in the
+            // scan: 2^-11), bf16 by 2^-9 a value. So values fall on the other side of a step of
+            // E2M1: few in f32, in bf16 as many as separate Flex's own bf16 from its f32. Draws
+            // depend on the last bit of an amax: stochastic rounding would be another sample.
             let limit = match (activations, recipe == presets::HIGH_PRECISION) {
                 (DType::F32, true) => 3e-3,
                 (DType::F32, false) => 0.01,

@@ -26,5 +26,6 @@ mod activations;
 mod conv_silu;
 mod norms;
 mod loss;
+mod embedding;
 mod optimizer;
 mod serving;

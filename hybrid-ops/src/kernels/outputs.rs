@@ -19,6 +19,21 @@ pub(crate) fn outputs(op: &Op, pass: Pass, inputs: &[Like]) -> Vec<Like> {
             ]
         }
         (Op::RmsNorm { .. }, Pass::Backward) => inputs[..2].to_vec(),
+        (
+            Op::Embedding {
+                tokens,
+                token_dtype,
+                output,
+            },
+            Pass::Forward,
+        ) => {
+            let columns = inputs[0].0[1];
+            vec![
+                (Shape::new([*tokens, columns]), *output),
+                (Shape::new([*tokens]), *token_dtype),
+            ]
+        }
+        (Op::Embedding { .. }, Pass::Backward) => vec![inputs[0].clone()],
         (Op::CrossEntropy, Pass::Forward) => {
             vec![(Shape::new([1]), DType::F32), inputs[0].clone()]
         }

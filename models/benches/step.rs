@@ -5,11 +5,11 @@
 //! vocabulary 32768) on 4 x 2048; 128 states, 8 groups. Both with linears in high precision (bf16
 //! GEMMs) and in NVIDIA's recipe; activations bf16, parameters and optimizer f32.
 //!
-//! Times are wall-clock over whole steps between two waits for the device: the middle of five rounds,
-//! the shortest and the longest in brackets. After each the same step on one sequence of 64 tokens: as
-//! many launches with next to nothing in them, which is what the host takes for a step. While it is
-//! the shorter of the two, the device waits for nobody. MFU counts 6 N D operations for N parameters
-//! and D tokens against 989 TFLOP/s, the datasheet's dense bf16.
+//! Times are wall-clock over whole steps between two waits for the device: the middle of five
+//! rounds, the shortest and the longest in brackets. After each the same step on one sequence of 64
+//! tokens: as many launches with next to nothing in them, which is what the host takes for a step.
+//! While it is the shorter of the two, the device waits for nobody. MFU counts 6 N D operations for
+//! N parameters and D tokens against 989 TFLOP/s, the datasheet's dense bf16.
 //!
 //! `cargo bench -p burn-nvfp4-models --features cuda --bench step -- [small|1b] [bf16|nvfp4]`
 #![expect(clippy::print_stdout, reason = "a benchmark prints its table")]
@@ -189,8 +189,8 @@ fn measure(size: &Size, (name, recipe): (&str, Recipe)) {
     let seconds = step_ms / 1e3;
     let mfu = 6.0 * parameters * tokens / seconds / PEAK;
     println!(
-        "{:<6} {name:<6} {:>6.1} M  {step_ms:>8.2} ms/step {}  {:>9.0} tokens/s  MFU {:>5.1} %  own \
-         kernels {launches} a step  host {:.2} ms {}  loss {loss:.4} norm {norm:.4}",
+        "{:<6} {name:<6} {:>6.1} M  {step_ms:>8.2} ms/step {}  {:>9.0} tokens/s  MFU {:>5.1} %  \
+         own kernels {launches} a step  host {:.2} ms {}  loss {loss:.4} norm {norm:.4}",
         size.name,
         parameters / 1e6,
         ranges[0],

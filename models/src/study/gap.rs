@@ -9,9 +9,9 @@
 //!    on.
 //! 4. Validations at equal steps read the same windows and are compared as they are.
 //! 5. The gap at the end of training is that of step 2 over the last 15 % of the steps ([`tail`]),
-//!    of runs that are whole. It measures hundreds of batches where a validation measures one set of
-//!    windows, so it is the sharper of the two; but what a run remembers of text that it has seen
-//!    before is in it.
+//!    of runs that are whole. It measures hundreds of batches where a validation measures one set
+//!    of windows, so it is the sharper of the two; but what a run remembers of text that it has
+//!    seen before is in it.
 
 use std::collections::BTreeMap;
 

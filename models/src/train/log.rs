@@ -113,8 +113,8 @@ pub enum LogLine {
         bytes: u64,
         /// Seconds to write it, beside training.
         seconds: f64,
-        /// Seconds before that in which training waited: for the checkpoint before, and for the copy
-        /// of the state to the host. Absent in logs of before.
+        /// Seconds before that in which training waited: for the checkpoint before, and for the
+        /// copy of the state to the host. Absent in logs of before.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         waited: Option<f64>,
     },

@@ -65,8 +65,8 @@ impl CheckpointWriter {
         }
     }
 
-    /// Begins to save the checkpoint of a step, which `take` hands out: on the thread, or here if it
-    /// is to be copied. Waits for the save before it, and returns what became of that.
+    /// Begins to save the checkpoint of a step, which `take` hands out: on the thread, or here if
+    /// it is to be copied. Waits for the save before it, and returns what became of that.
     pub fn begin(
         &mut self,
         step: u64,

@@ -27,8 +27,8 @@ pub(super) fn enable(kind: &str) {
     });
 }
 
-/// [`enable`] for a CUDA device that was checked. cuBLASLt multiplies by the algorithms that earlier
-/// runs chose on such a device, so that two runs add in the same order.
+/// [`enable`] for a CUDA device that was checked. cuBLASLt multiplies by the algorithms that
+/// earlier runs chose on such a device, so that two runs add in the same order.
 ///
 /// # Errors
 /// One line: the driver does not tell what the device is, or what was chosen cannot be read.

@@ -1,6 +1,6 @@
 //! Which algorithm: the first product of a kind asks the library's heuristic for a few, times each
-//! on its own operands, and keeps the fastest. What an earlier process kept ([`record`]) goes before
-//! it.
+//! on its own operands, and keeps the fastest. What an earlier process kept goes before it: see
+//! [`record`].
 //!
 //! All trials of a kind share a budget of time. A result that is to be added to is not tried on:
 //! each run would add.
@@ -106,7 +106,8 @@ impl std::fmt::Display for ChosenAlgorithm {
 }
 
 impl Library {
-    /// Takes what an earlier process chose, or times what the heuristic offers and keeps the fastest.
+    /// Takes what an earlier process chose, or times what the heuristic offers and keeps the
+    /// fastest.
     pub(super) fn choose(
         &self,
         key: &Key,

@@ -61,7 +61,7 @@ pub struct ChosenAlgorithm {
     pub index: usize,
     /// How many the heuristic offered.
     pub offered: usize,
-    /// How many were timed; 0 if an earlier process chose.
+    /// How many were timed; 0 if an earlier process chose, or there was no memory for a trial.
     pub tried: usize,
     /// Mean of the timed runs; `None` if nothing was timed.
     pub milliseconds: Option<f32>,

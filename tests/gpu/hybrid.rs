@@ -237,6 +237,19 @@ fn bf16_activations_train_as_f32_ones_do_on_a_device() {
     }
 }
 
+/// Kills: atomics, memory that nobody wrote, a draw that depends on when it is made. Processes may
+/// still differ where each chooses its GEMMs by timing.
+#[test]
+fn a_process_trains_to_the_same_bits_twice() {
+    let Some(_turn) = exclusive() else { return };
+    settings::<Fused>(presets::NVIDIA);
+    let dtypes = [DType::F32, DType::BF16].into_iter();
+    for activations in dtypes.filter(|dtype| supports(*dtype)) {
+        let [one, other] = [(); 2].map(|()| train::<Nvfp4<Autodiff<Fused>>>(8, activations));
+        assert_eq!(one, other, "{activations:?}");
+    }
+}
+
 /// Gives every parameter, but for each fifth in the first step, a gradient that depends on nothing
 /// but its place.
 struct Invent<'a> {

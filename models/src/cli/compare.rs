@@ -95,6 +95,10 @@ pub(crate) fn compare(arguments: &CompareArgs) -> Result<Success, Failure> {
         say(&results::text(&Outcome::of(&study, &records)));
         return Ok(Success::Done);
     }
+    if plan_of(&out).is_none() {
+        // The folder is a copy of logs alone.
+        write_plan(&study, &out)?;
+    }
     let outcome = Outcome::of(&study, &records);
     results::write(&outcome, &out)?;
     say(&results::text(&outcome));

@@ -91,8 +91,12 @@ fn a_study_trains_each_arm_and_seed_as_train_does_and_says_how_far_apart_they_ar
     for run in ["plain/seed-1", "plain/seed-2", "fp4/seed-1", "fp4/seed-2"] {
         fs::remove_dir_all(desk.path(&format!("out/{run}/checkpoints"))).unwrap();
     }
+    fs::remove_file(desk.path("out/plan.toml")).unwrap();
     succeeds(&desk, "--table");
     assert_eq!(results(&desk), before);
+    // What `--table` ends with, as it says.
+    let page = desk.command("report out").output().unwrap();
+    assert!(page.status.success() && desk.path("out/report.html").is_file());
     // The other way round, for the eye alone.
     let text = succeeds(&desk, "--table --against fp4");
     let row = |name| text.lines().find(|line: &&str| line.starts_with(name));

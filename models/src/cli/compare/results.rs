@@ -106,15 +106,15 @@ pub(crate) fn table(outcome: &Outcome) -> Table {
         "policy",
         "runs",
         "loss",
-        "loss, high precision",
-        "bits/byte",
-        "gap, nats",
-        "resolves",
         "gap, %",
         "resolves, %",
-        "gap in high precision, %",
         "training gap, %",
         "resolves, %",
+        "gap, nats",
+        "resolves",
+        "loss, high precision",
+        "gap in high precision, %",
+        "bits/byte",
         "tokens/s",
         "memory, GiB",
         "skipped",
@@ -156,15 +156,15 @@ fn row(arm: &ArmOutcome, reference: &str) -> Vec<String> {
         arm.policy.clone(),
         format!("{finished}/{}", arm.runs.len()),
         loss(arm.loss),
-        loss(arm.high_precision_loss),
-        loss(arm.bits_per_byte),
-        gap(arm.gap_nats, 4),
-        resolves(arm.gap_nats, 4),
         gap(arm.gap_percent, 2),
         resolves(arm.gap_percent, 2),
-        gap(arm.high_precision_gap_percent, 2),
         gap(arm.training_gap_percent, 2),
         resolves(arm.training_gap_percent, 2),
+        gap(arm.gap_nats, 4),
+        resolves(arm.gap_nats, 4),
+        loss(arm.high_precision_loss),
+        gap(arm.high_precision_gap_percent, 2),
+        loss(arm.bits_per_byte),
         arm.tokens_per_second
             .map_or("-".to_owned(), |speed| format!("{speed:.0}")),
         arm.peak_memory_bytes.map_or("-".to_owned(), |bytes| {
@@ -308,8 +308,8 @@ mod tests {
         assert_eq!(
             cells.join(" "),
             // t(2) * 0.01 / sqrt(3) = 0.0248.
-            "fp4 nvidia paper 3/3 1.0200 ± 0.0100 1.0200 ± 0.0100 1.0200 ± 0.0100 +0.0200 ± 0.0100 \
-             0.0248 +2.00 ± 1.00 2.48 +2.00 ± 1.00 +2.00 ± 1.00 2.48 1234 - 0 no"
+            "fp4 nvidia paper 3/3 1.0200 ± 0.0100 +2.00 ± 1.00 2.48 +2.00 ± 1.00 2.48 +0.0200 ± \
+             0.0100 0.0248 1.0200 ± 0.0100 +2.00 ± 1.00 1.0200 ± 0.0100 1234 - 0 no"
         );
         let reference = text.lines().find(|line| line.starts_with("bf16")).unwrap();
         assert_eq!(reference.matches("reference").count(), 4, "{reference}");

@@ -299,8 +299,8 @@ pub const QUARTET2: Recipe = Recipe {
 /// Averis: [`NVIDIA_NO_RHT`] on what is left of activations and gradients without their means over
 /// tokens, which set the block scales of a transformer's activations more than single outliers do.
 ///
-/// Not for inputs that are mostly exact zeros, as behind squared ReLU: NVFP4 has a code for zero, and
-/// none for what is left where the mean is taken out.
+/// Not for inputs that are mostly exact zeros, as behind squared ReLU: NVFP4 has a code for zero,
+/// and none for what is left where the mean is taken out.
 pub const AVERIS: Recipe = Recipe {
     token_mean: TokenMean::Apart,
     ..NVIDIA_NO_RHT

@@ -16,7 +16,7 @@ use super::gap::{
 };
 use super::plan::{PlannedRun, Study, run_differences};
 use super::record::{RunEnd, RunRecord};
-use super::statistics::Summary;
+use super::statistics::{Pooled, Summary};
 use crate::checkpoint::run::RunDirectory;
 use crate::train::config::TrainConfig;
 use crate::train::log::FinalLine;
@@ -241,6 +241,7 @@ impl Outcome {
                  told from none.",
             )),
         }
+        notes.extend(self.pooled());
         let runs = self.arms.iter().flat_map(|arm| &arm.runs);
         let open = runs
             .clone()
@@ -266,6 +267,37 @@ impl Outcome {
             ));
         }
         notes
+    }
+}
+
+impl Outcome {
+    /// What tells two arms apart, by the spread of all of them.
+    fn pooled(&self) -> Option<String> {
+        let others = self.arms.iter().filter(|arm| arm.name != self.reference);
+        let pool =
+            |gap: fn(&ArmOutcome) -> Option<Summary>| Pooled::of(others.clone().filter_map(gap));
+        let validation = pool(|arm| arm.gap_percent)?;
+        let training = pool(|arm| arm.training_gap_percent)?;
+        let seeds = self
+            .arms
+            .iter()
+            .filter_map(|arm| Some(arm.gap_percent?.seeds));
+        let most = seeds.max()?;
+        let differ = |seeds: usize| {
+            let [validation, training] = [validation, training].map(|it| it.resolves(seeds));
+            format!("{validation:.2} % ({training:.2} % in training)")
+        };
+        Some(format!(
+            "Over {} arms with several seeds a gap deviates by {:.2} % ({:.2} % in training; {} \
+             degrees of freedom). By that, two arms differ beyond noise if they are {} apart with \
+             {most} seeds each, {} with one.",
+            validation.groups,
+            validation.deviation,
+            training.deviation,
+            validation.freedom,
+            differ(most),
+            differ(1),
+        ))
     }
 }
 

@@ -4,6 +4,11 @@
 //! and the half width of the 95 % interval of the mean, `t s / sqrt(n)` with Student's t for n - 1
 //! degrees of freedom: 12.7 for two seeds, 4.3 for three. Where the numbers are gaps between runs
 //! of the same seed, a mean gap below that half width cannot be told from none.
+//!
+//! Arms of one study have about one deviation, which all of them together tell far better than
+//! three seeds of one: [`Pooled`] has its degrees of freedom. What it resolves is a difference of
+//! two arms, whose deviation is at most `sqrt(2)` times that of a gap: both gaps have the
+//! reference's noise in them, which falls out.
 
 use serde::{Deserialize, Serialize};
 
@@ -49,12 +54,10 @@ impl Summary {
         let spread = (values.len() > 1).then(|| {
             let deviation = (squares / (n - 1.0)).sqrt();
             let standard_error = deviation / n.sqrt();
-            // Beyond the table the value for 30, which is wider than it has to be.
-            let t = T[(values.len() - 2).min(T.len() - 1)];
             Spread {
                 deviation,
                 standard_error,
-                resolution: t * standard_error,
+                resolution: t(values.len() - 1) * standard_error,
             }
         });
         Some(Self {
@@ -63,6 +66,43 @@ impl Summary {
             spread,
         })
     }
+}
+
+/// The deviation that several groups of numbers have in common.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Pooled {
+    /// Root of the squares about each group's own mean over the degrees of freedom.
+    pub deviation: f64,
+    /// Groups with a spread.
+    pub groups: usize,
+    /// Numbers less groups.
+    pub freedom: usize,
+}
+
+impl Pooled {
+    /// Pools the groups that have a spread; `None` if there are fewer than two.
+    pub fn of(groups: impl Iterator<Item = Summary>) -> Option<Self> {
+        let spreads = groups.filter_map(|group| Some((group.seeds - 1, group.spread?.deviation)));
+        let spreads: Vec<_> = spreads.collect();
+        let freedom: usize = spreads.iter().map(|(freedom, _)| freedom).sum();
+        let squares = spreads.iter().map(|(n, s)| *n as f64 * s * s).sum::<f64>();
+        (spreads.len() > 1).then(|| Self {
+            deviation: (squares / freedom as f64).sqrt(),
+            groups: spreads.len(),
+            freedom,
+        })
+    }
+
+    /// Half width of the 95 % interval of the difference of two groups' means, of `seeds` numbers
+    /// each.
+    pub fn resolves(&self, seeds: usize) -> f64 {
+        t(self.freedom) * self.deviation * (2.0 / seeds as f64).sqrt()
+    }
+}
+
+/// Student's t; beyond the table the value at its end, which is wider than it has to be.
+fn t(freedom: usize) -> f64 {
+    T[(freedom - 1).min(T.len() - 1)]
 }
 
 #[cfg(test)]
@@ -80,6 +120,20 @@ mod tests {
         );
         assert!((spread.standard_error - 0.577_350).abs() < 1e-6);
         assert!((spread.resolution - 2.484_34).abs() < 1e-4);
+    }
+
+    #[test]
+    fn groups_with_other_means_and_sizes_pool_their_squares() {
+        let of = |values: &[f64]| Summary::of(values).unwrap();
+        let groups = [of(&[1.0, 3.0]), of(&[9.0]), of(&[10.0, 11.0, 12.0])];
+        // Squares 2 and 2 over 1 + 2 degrees of freedom.
+        let pooled = Pooled::of(groups.into_iter()).unwrap();
+        assert_eq!((pooled.groups, pooled.freedom), (2, 3));
+        assert!((pooled.deviation - (4.0_f64 / 3.0).sqrt()).abs() < 1e-12);
+        // t(3) = 3.182.
+        let expected = 3.182 * pooled.deviation * (2.0_f64 / 3.0).sqrt();
+        assert!((pooled.resolves(3) - expected).abs() < 1e-12);
+        assert_eq!(Pooled::of(groups[..2].iter().copied()), None);
     }
 
     #[test]

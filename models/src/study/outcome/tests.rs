@@ -105,6 +105,25 @@ fn gaps_are_paired_by_seed_so_what_a_seed_does_to_both_runs_is_no_noise() {
 }
 
 #[test]
+fn the_spread_of_all_arms_says_what_tells_two_apart() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/study.toml");
+    let third = format!("{STUDY}\n[[arm]]\nname = \"fp8\"\nrecipe = \"fp8\"\n");
+    let study = Study::from_toml(&third, &path).unwrap();
+    let mut runs = vec![("bf16", 1, finished(1.0)), ("bf16", 2, finished(1.0))];
+    runs.extend([("fp4", 1, finished(1.01)), ("fp4", 2, finished(1.03))]);
+    let of_one = Outcome::of(&study, &records(runs.clone()));
+    assert!(!of_one.notes().join(" ").contains("degrees of freedom"));
+    runs.extend([("fp8", 1, finished(1.02)), ("fp8", 2, finished(1.02))]);
+    // Squares 2 and 0 over two degrees of freedom; t(2) = 4.303.
+    let notes = Outcome::of(&study, &records(runs)).notes().join(" ");
+    let expected = "Over 2 arms with several seeds a gap deviates by 1.00 % (1.00 % in training; 2 \
+                    degrees of freedom). By that, two arms differ beyond noise if they are 4.30 % \
+                    (4.30 % in training) apart with 2 seeds each, 6.09 % (6.09 % in training) with \
+                    one.";
+    assert!(notes.contains(expected), "{notes}");
+}
+
+#[test]
 fn a_gap_needs_the_reference_of_its_own_seed() {
     let runs = vec![("bf16", 1, finished(1.0)), ("fp4", 2, finished(2.1))];
     let outcome = Outcome::of(&study(), &records(runs));

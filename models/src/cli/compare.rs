@@ -160,8 +160,7 @@ fn chosen(study: &Study, arguments: &CompareArgs) -> Result<Vec<PlannedRun>, Fai
 }
 
 fn no_arm(study: &Study, option: &str, name: &str) -> Failure {
-    let names: Vec<_> = study.arms.iter().map(|arm| arm.name.as_str()).collect();
-    let names = names.join(", ");
+    let names = study.arm_names();
     Failure::Usage(format!(
         "{option} {name}: no arm is called so; there are {names}"
     ))

@@ -62,13 +62,24 @@ pub fn tail(steps: u64) -> usize {
 
 /// Step 5: the gap of the training losses at the end, `steps` being those of the whole run.
 pub fn last_training_gap(run: &RunRecord, reference: &RunRecord, steps: u64) -> Option<f64> {
-    let gaps = training_gap(run, reference, tail(steps));
-    let (last, gap) = gaps.last_key_value()?;
-    (*last == steps).then_some(*gap)
+    let pairs = pairs(run, reference);
+    let begin = pairs.len().checked_sub(tail(steps))?;
+    let (last, gap) = gap_over(&pairs[begin..])?;
+    (last == steps).then_some(gap)
 }
 
 /// Steps 1 to 3: the gap of training losses by step.
 pub fn training_gap(run: &RunRecord, reference: &RunRecord, window: usize) -> BTreeMap<u64, f64> {
+    let pairs = pairs(run, reference);
+    pairs.windows(window.max(1)).filter_map(gap_over).collect()
+}
+
+/// A step that both runs have: its number, how far the run's loss lies above the reference's, and
+/// that.
+type Pair = (u64, f64, f64);
+
+/// The steps whose batches were the same.
+fn pairs(run: &RunRecord, reference: &RunRecord) -> Vec<Pair> {
     let others = [run, reference].map(RunRecord::first_other_batch);
     let end = others.into_iter().flatten().min().unwrap_or(u64::MAX);
     let losses: BTreeMap<_, _> = reference
@@ -80,14 +91,15 @@ pub fn training_gap(run: &RunRecord, reference: &RunRecord, window: usize) -> BT
         let there = *losses.get(&point.step)?;
         (point.step < end).then_some((point.step, point.loss - there, there))
     };
-    let pairs: Vec<_> = run.steps.iter().filter_map(paired).collect();
-    let gaps = pairs.windows(window.max(1)).filter_map(|pairs| {
-        let (step, ..) = pairs.last()?;
-        let difference: f64 = pairs.iter().map(|(_, difference, _)| difference).sum();
-        let loss: f64 = pairs.iter().map(|(.., loss)| loss).sum();
-        Some((*step, 100.0 * difference / loss))
-    });
-    gaps.collect()
+    run.steps.iter().filter_map(paired).collect()
+}
+
+/// The last of some steps, and the gap over all of them.
+fn gap_over(pairs: &[Pair]) -> Option<(u64, f64)> {
+    let (step, ..) = pairs.last()?;
+    let difference: f64 = pairs.iter().map(|(_, difference, _)| difference).sum();
+    let loss: f64 = pairs.iter().map(|(.., loss)| loss).sum();
+    Some((*step, 100.0 * difference / loss))
 }
 
 /// Step 4: the gap of validation losses by step.

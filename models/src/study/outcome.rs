@@ -268,9 +268,7 @@ impl Outcome {
         }
         notes
     }
-}
 
-impl Outcome {
     /// What tells two arms apart, by the spread of all of them.
     fn pooled(&self) -> Option<String> {
         let others = self.arms.iter().filter(|arm| arm.name != self.reference);

@@ -217,6 +217,12 @@ impl Study {
         self.seeds.iter().flat_map(of_seed).collect()
     }
 
+    /// The names of the arms, for a message.
+    pub fn arm_names(&self) -> String {
+        let names: Vec<_> = self.arms.iter().map(|arm| arm.name.as_str()).collect();
+        names.join(", ")
+    }
+
     /// Checks that arms and seeds can be told apart and that arms that are named are there.
     fn checked(self, path: &Path) -> Result<Self, StudyError> {
         let wrong = |reason: String| {
@@ -239,10 +245,9 @@ impl Study {
         let pictured = self.pictured.iter().map(|name| ("pictured", name));
         for (key, name) in std::iter::once(("reference", &self.reference)).chain(pictured) {
             if !self.arms.iter().any(|arm| arm.name == *name) {
-                let names: Vec<_> = self.arms.iter().map(|arm| arm.name.as_str()).collect();
                 return wrong(format!(
                     "{key} is {name:?}, it must be one of the arms: {}",
-                    names.join(", ")
+                    self.arm_names()
                 ));
             }
         }

@@ -1,8 +1,8 @@
 //! Saves checkpoints on a thread, beside training.
 //!
 //! At most one save is under way, and the state is taken for the next one when it is over: so one
-//! copy of the whole state is in the host's memory at a time. What goes wrong
-//! is reported and stops nothing: the next save may succeed, and what stands is untouched.
+//! copy of the whole state is in the host's memory at a time. What goes wrong is reported and stops
+//! nothing: the next save may succeed, and what stands is untouched.
 
 use std::thread::{self, JoinHandle};
 use std::time::Instant;

@@ -105,6 +105,23 @@ impl std::fmt::Display for ChosenAlgorithm {
     }
 }
 
+/// One of the offers, and what is known of it: see [`ChosenAlgorithm`].
+struct Choice {
+    index: usize,
+    tried: usize,
+    milliseconds: Option<f32>,
+}
+
+impl Choice {
+    const fn untimed(index: usize) -> Self {
+        Self {
+            index,
+            tried: 0,
+            milliseconds: None,
+        }
+    }
+}
+
 impl Library {
     /// Takes what an earlier process chose, or times what the heuristic offers and keeps the
     /// fastest.
@@ -121,22 +138,34 @@ impl Library {
             descriptors,
             algorithm: offers[0].algo,
         };
-        let mut chosen = ChosenAlgorithm {
+        let product = format!("cuBLASLt {} {key:?}", self.version);
+        let choice = match record::known(&product, offers.len()) {
+            Some(index) => Choice::untimed(index),
+            None => self.fastest(plan, &product, &mut prepared, &offers, pointers)?,
+        };
+        prepared.algorithm = offers[choice.index].algo;
+        let chosen = ChosenAlgorithm {
             device: 0,
             plan: plan.clone(),
-            index: 0,
+            index: choice.index,
             offered: offers.len(),
-            tried: 0,
-            milliseconds: None,
-            workspace_bytes: offers[0].workspaceSize,
+            tried: choice.tried,
+            milliseconds: choice.milliseconds,
+            workspace_bytes: offers[choice.index].workspaceSize,
         };
-        let product = format!("cuBLASLt {} {key:?}", self.version);
-        if let Some(index) = record::known(&product, offers.len()) {
-            prepared.algorithm = offers[index].algo;
-            chosen.index = index;
-            chosen.workspace_bytes = offers[index].workspaceSize;
-            return Ok((prepared, chosen));
-        }
+        Ok((prepared, chosen))
+    }
+
+    /// Times offers and keeps the fastest, for later processes too. Leaves some offer's algorithm
+    /// in `prepared`.
+    fn fastest(
+        &self,
+        plan: &MatmulPlan,
+        product: &str,
+        prepared: &mut Prepared,
+        offers: &[lt::cublasLtMatmulHeuristicResult_t],
+        pointers: &Pointers,
+    ) -> Result<Choice, Unavailable> {
         // A product that is added to its own output is tried on another one: each run would add.
         let scratch = match (plan.beta, pointers.c == pointers.d) {
             (Beta::One, true) => Some(Scratch::new(plan)),
@@ -153,21 +182,21 @@ impl Library {
             Some(Err(_)) => None,
         };
         let Some(trial) = trial else {
-            return Ok((prepared, chosen));
+            return Ok(Choice::untimed(0));
         };
         // Zero lets every offer be tried as long as none has run.
-        let first_ms = self.time(plan, &prepared, &trial, 1).unwrap_or(0.0);
+        let first_ms = self.time(plan, prepared, &trial, 1).unwrap_or(0.0);
         let Trials { candidates, runs } = Trials::within_budget(first_ms, offers.len());
         let is_only = candidates == 1 && first_ms > 0.0;
         let mut fastest = is_only.then_some((first_ms, 0));
-        chosen.tried = usize::from(is_only);
+        let mut tried = usize::from(is_only);
         let mut failure = None;
         let untried = if is_only { 0 } else { candidates };
         for (index, offer) in offers.iter().take(untried).enumerate() {
             prepared.algorithm = offer.algo;
-            match self.time(plan, &prepared, &trial, runs) {
+            match self.time(plan, prepared, &trial, runs) {
                 Ok(ms) => {
-                    chosen.tried += 1;
+                    tried += 1;
                     if fastest.is_none_or(|(best, _)| ms < best) {
                         fastest = Some((ms, index));
                     }
@@ -177,12 +206,12 @@ impl Library {
         }
         match (fastest, failure) {
             (Some((ms, fastest)), _) => {
-                let index = record::keep(&product, fastest, offers.len());
-                prepared.algorithm = offers[index].algo;
-                chosen.index = index;
-                chosen.milliseconds = (index == fastest).then_some(ms);
-                chosen.workspace_bytes = offers[index].workspaceSize;
-                Ok((prepared, chosen))
+                let index = record::keep(product, fastest, offers.len());
+                Ok(Choice {
+                    index,
+                    tried,
+                    milliseconds: (index == fastest).then_some(ms),
+                })
             }
             (None, Some(failure)) => Err(failure),
             (None, None) => Err(no_algorithm(plan)),

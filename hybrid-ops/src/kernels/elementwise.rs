@@ -2,7 +2,7 @@
 
 use burn_backend::{DType, Shape};
 use burn_cubecl::CubeRuntime;
-use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
+use burn_cubecl::ops::numeric::{empty_device_contiguous_dtype, zeros_client};
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::calculate_cube_count_elemwise;
 use cubecl::prelude::*;
@@ -15,6 +15,22 @@ pub(super) fn empty<R: CubeRuntime>(
 ) -> CubeTensor<R> {
     let (client, device) = (like.client.clone(), like.device.clone());
     empty_device_contiguous_dtype(client, device, shape.into(), dtype)
+}
+
+/// A dense tensor of zeros: burn's own pads the rows of a matrix where the device likes them aligned.
+pub(super) fn zeros<R: CubeRuntime>(
+    like: &CubeTensor<R>,
+    shape: impl Into<Shape>,
+    dtype: DType,
+) -> CubeTensor<R> {
+    let (client, device, shape) = (like.client.clone(), like.device.clone(), shape.into());
+    let flat = zeros_client(
+        client.clone(),
+        device.clone(),
+        Shape::new([shape.num_elements()]),
+        dtype,
+    );
+    CubeTensor::new_contiguous(client, device, shape, flat.handle, dtype)
 }
 
 /// The longest vector of at most 16 bytes that divides `len` and suits where each tensor starts.

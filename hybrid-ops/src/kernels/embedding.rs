@@ -15,13 +15,12 @@
 use burn_backend::{DType, Shape};
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::kernel::into_contiguous;
-use burn_cubecl::ops::numeric::zeros_client;
 use burn_cubecl::tensor::CubeTensor;
 use burn_nvfp4::kernels::count_launch;
 use cubecl::ir::StorageType;
 use cubecl::prelude::*;
 
-use super::elementwise::{cubes, empty, grid, vector_width};
+use super::elementwise::{cubes, empty, grid, vector_width, zeros};
 use super::sums::{DEPTH, LANES, depth_sum, word};
 
 /// Units of a cube that sorts, and tokens of a tile.
@@ -210,8 +209,7 @@ pub(super) fn backward<R: CubeRuntime>(
             tokens.dtype.into(),
         );
     }
-    let shape = table.meta.shape().clone();
-    let out = zeros_client(client.clone(), table.device.clone(), shape, table.dtype);
+    let out = zeros(&table, table.meta.shape().clone(), table.dtype);
     let width = vector_width(columns, &[&dy, &out]);
     count_launch();
     // SAFETY: cubes beyond the tokens return; what is read is at a token, and what is written at a

@@ -5,10 +5,12 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
+use std::thread::sleep;
+use std::time::Duration;
 
 use burn_nvfp4_models::config::HybridConfig;
 use burn_nvfp4_models::config::hf::StoredFloat;
@@ -394,11 +396,9 @@ fn ctrl_c_saves_a_checkpoint_and_the_run_can_be_continued() {
         .filter(|line| line.starts_with("step"))
         .nth(1);
     assert!(second.is_some());
-    let killed = Command::new("kill")
-        .args(["-INT", &child.id().to_string()])
-        .status()
-        .unwrap();
-    assert!(killed.success());
+    // Twice, as `timeout` does: to the process and to its group.
+    interrupt(&child);
+    interrupt(&child);
     let rest: Vec<String> = lines.map(Result::unwrap).collect();
     let output = child.wait_with_output().unwrap();
     let stderr = String::from_utf8_lossy(&output.stderr);
@@ -423,6 +423,44 @@ fn ctrl_c_saves_a_checkpoint_and_the_run_can_be_continued() {
         1,
         &["steps is 100000 in the checkpoint and 7 here"],
     );
+}
+
+#[cfg(unix)]
+fn interrupt(child: &Child) {
+    let mut kill = Command::new("kill");
+    let killed = kill.args(["-INT", &child.id().to_string()]).status();
+    assert!(killed.unwrap().success());
+}
+
+#[cfg(unix)]
+#[test]
+fn a_second_ctrl_c_ends_a_run_inside_of_a_step() {
+    let desk = Desk::new();
+    // A step of hours.
+    let command = "train --config run.toml --accumulate 1000000 --out runs/stopped";
+    let mut child = desk
+        .command(command)
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stderr = BufReader::new(child.stderr.take().unwrap());
+    while !desk.path("runs/stopped/log.jsonl").exists() {
+        assert_eq!(child.try_wait().unwrap(), None);
+        sleep(Duration::from_millis(10));
+    }
+    interrupt(&child);
+    let mut said = String::new();
+    stderr.read_line(&mut said).unwrap();
+    assert!(said.contains("once more to stop at once"), "{said}");
+    // A second one is one that a person sends, not the same again.
+    sleep(Duration::from_secs(1));
+    assert_eq!(child.try_wait().unwrap(), None);
+    interrupt(&child);
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    let mut rest = String::new();
+    stderr.read_to_string(&mut rest).unwrap();
+    assert_eq!(rest, "");
 }
 
 #[test]

@@ -15,7 +15,7 @@ static CAPTURED: Mutex<Option<Vec<String>>> = Mutex::new(None);
 pub(super) fn report_in_one_line() {
     let seen = AtomicBool::new(false);
     set_hook(Box::new(move |info| {
-        if is_guarded() {
+        if is_guarded() || super::signal::is_leaving() {
             return;
         }
         let mut captured = CAPTURED.lock().unwrap_or_else(PoisonError::into_inner);

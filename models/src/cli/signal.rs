@@ -1,11 +1,11 @@
 //! Ctrl-C: the first one asks the run to stop at the next step, the second one ends the process.
 //!
-//! A process has one handler. Where it trains several runs, the handler stops the present one, and
+//! Programs that stop others ([`ECHO`]) may send one signal as two. A process has one handler. Where it trains several runs, the handler stops the present one, and
 //! one that begins after the first Ctrl-C stops at once.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use burn::train::Interrupter;
 
@@ -14,17 +14,29 @@ use super::Failure;
 /// How often [`keep_in_raw_mode`] looks at the terminal.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
+/// For so long after the first signal others are that one again: `timeout` and job schedulers send
+/// one to the process and one to its group.
+const ECHO: Duration = Duration::from_millis(500);
+
 /// Exit code after an interrupt: 128 + SIGINT, as shells report it.
 pub(crate) const INTERRUPTED: i32 = 130;
 
-/// True from the first signal on.
-static ASKED: AtomicBool = AtomicBool::new(false);
+/// When the first signal came.
+static ASKED: OnceLock<Instant> = OnceLock::new();
+/// True from the second signal on.
+static LEAVING: AtomicBool = AtomicBool::new(false);
 /// Stops the present run; `None` before the first one.
 static PRESENT: Mutex<Option<Interrupter>> = Mutex::new(None);
 
 /// True if the user asked the process to stop.
 pub(crate) fn is_asked() -> bool {
-    ASKED.load(Ordering::SeqCst)
+    ASKED.get().is_some()
+}
+
+/// True while the process ends at once: a device goes from under threads that work with it, and what
+/// they say of it is no error.
+pub(super) fn is_leaving() -> bool {
+    LEAVING.load(Ordering::SeqCst)
 }
 
 /// Lets SIGINT, SIGTERM and SIGHUP stop the run through `interrupter`, and no earlier one.
@@ -46,9 +58,15 @@ pub(crate) fn install(interrupter: &Interrupter) -> Result<(), Failure> {
 }
 
 fn stop() {
-    if ASKED.swap(true, Ordering::SeqCst) {
-        std::process::exit(INTERRUPTED);
+    // One thread calls this, a signal at a time.
+    if let Some(first) = ASKED.get() {
+        if first.elapsed() > ECHO {
+            LEAVING.store(true, Ordering::SeqCst);
+            std::process::exit(INTERRUPTED);
+        }
+        return;
     }
+    ASKED.get_or_init(Instant::now);
     if let Some(present) = &*PRESENT.lock().unwrap_or_else(PoisonError::into_inner) {
         present.stop(Some("interrupted"));
     }

@@ -1,7 +1,8 @@
 //! Ctrl-C: the first one asks the run to stop at the next step, the second one ends the process.
 //!
-//! Programs that stop others ([`ECHO`]) may send one signal as two. A process has one handler. Where it trains several runs, the handler stops the present one, and
-//! one that begins after the first Ctrl-C stops at once.
+//! Programs that stop others may send one signal as two ([`ECHO`]). A process has one handler.
+//! Where it trains several runs, the handler stops the present one, and one that begins after the
+//! first Ctrl-C stops at once.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -33,8 +34,8 @@ pub(crate) fn is_asked() -> bool {
     ASKED.get().is_some()
 }
 
-/// True while the process ends at once: a device goes from under threads that work with it, and what
-/// they say of it is no error.
+/// True while the process ends at once: a device goes from under threads that work with it, and
+/// what they say of it is no error.
 pub(super) fn is_leaving() -> bool {
     LEAVING.load(Ordering::SeqCst)
 }

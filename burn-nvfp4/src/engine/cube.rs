@@ -12,7 +12,7 @@ use std::borrow::Cow;
 
 use burn_backend::ops::FloatTensorOps;
 use burn_backend::tensor::{Device, FloatTensor};
-use burn_backend::{Backend, DType, DeviceOps, Shape};
+use burn_backend::{Backend, DType, DeviceOps, Shape, Slice};
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
@@ -123,6 +123,14 @@ where
             | (Contraction::Rows, Contraction::Columns) => Self::float_transpose(values.values),
             (Contraction::Columns, Contraction::Columns)
             | (Contraction::Rows, Contraction::Rows) => values.values,
+        };
+        // Blocks may have padded the contraction axis.
+        let cols = shape.as_slice().last().copied().unwrap_or(1);
+        let rows = shape.num_elements() / cols.max(1);
+        let matrix = if matrix.meta.shape().as_slice() == [rows, cols] {
+            matrix
+        } else {
+            Self::float_slice(matrix, &[Slice::from(0..rows), Slice::from(0..cols)])
         };
         let matrix = match amax {
             None => matrix,

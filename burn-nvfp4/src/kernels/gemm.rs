@@ -125,10 +125,12 @@ const ON_CUDA: &str = "cuBLASLt is chosen for CUDA tensors only";
 #[cfg(feature = "cuda")]
 fn by_cublaslt<R: CubeRuntime>(problem: Problem<R>) -> CubeTensor<R> {
     use cubecl::cuda::CudaRuntime;
+    use cublaslt::Unavailable;
 
     let on_cuda: Problem<CudaRuntime> = recast(problem.clone()).expect(ON_CUDA);
     match cublaslt::gemm(on_cuda) {
         Ok(product) => recast(product).expect(ON_CUDA),
+        Err(reason @ Unavailable::Lost { .. }) => panic!("{reason}"),
         Err(reason) => {
             log::warn!("a GEMM runs on CubeK instead of cuBLASLt: {reason}");
             emulated::gemm(problem)
@@ -150,6 +152,7 @@ fn fp4_by_cublaslt<R: CubeRuntime>(
     out: DType,
 ) -> Option<CubeTensor<R>> {
     use cubecl::cuda::CudaRuntime;
+    use cublaslt::Unavailable;
 
     type Packed = PackedTensor<CudaRuntime>;
     let packed = |side: &PackedTensor<R>| recast::<_, Packed>(side.clone()).expect(ON_CUDA);
@@ -162,6 +165,7 @@ fn fp4_by_cublaslt<R: CubeRuntime>(
         out,
     ) {
         Ok(product) => recast(product),
+        Err(reason @ Unavailable::Lost { .. }) => panic!("{reason}"),
         Err(reason) => {
             log::warn!("an NVFP4 GEMM is emulated: {reason}");
             None

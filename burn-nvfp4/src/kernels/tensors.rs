@@ -6,6 +6,7 @@ use burn_backend::{DType, Shape};
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
+use burn_std::{Metadata, strides};
 use cubecl::client::ComputeClient;
 use cubecl::ir::features::TypeUsage;
 
@@ -43,11 +44,13 @@ pub fn as_matrix<R: CubeRuntime>(
     let source = Source::new(tensor);
     let along = source.along(along);
     let shape = Shape::new([source.rows, source.cols]);
-    let tensor = if source.stride() == source.cols {
-        source.tensor
-    } else {
-        into_contiguous(source.tensor)
-    };
+    let stride = source.stride();
+    let mut tensor = source.tensor;
+    if stride != source.cols {
+        // As it lies: a dense copy of a transposed view would be another matrix.
+        *tensor.meta = Metadata::new(shape.clone(), strides![stride, 1]);
+        tensor = into_contiguous(tensor);
+    }
     let CubeTensor {
         client,
         handle,

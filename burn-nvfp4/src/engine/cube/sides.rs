@@ -251,7 +251,8 @@ impl<R: CubeRuntime> Dense<R> {
 
     pub(super) fn cast(mut self, dtype: DType) -> Self {
         if self.values.dtype != dtype {
-            self.values = burn_cubecl::kernel::cast(self.values, dtype);
+            // A cast may pad rows.
+            self.values = into_contiguous(burn_cubecl::kernel::cast(self.values, dtype));
         }
         self
     }

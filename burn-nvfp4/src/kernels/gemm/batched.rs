@@ -2,6 +2,7 @@
 
 use burn_backend::{DType, Shape};
 use burn_cubecl::CubeRuntime;
+use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::kernel::matmul::{MatmulStrategy, matmul};
 use burn_cubecl::ops::numeric::add;
 use burn_cubecl::tensor::CubeTensor;
@@ -48,7 +49,8 @@ impl<R: CubeRuntime> Batched<R> {
 /// Multiplies by the routine of the device.
 ///
 /// # Panics
-/// If the operands are not two batches of matrices of one length that can be multiplied.
+/// If the operands are not two batches of matrices of one length that can be multiplied, or if an
+/// earlier product was lost after it had been handed out.
 pub fn batched<R: CubeRuntime>(problem: Batched<R>) -> CubeTensor<R> {
     match routines::<R>(&problem.lhs.device).dense.routine {
         DenseRoutine::CubeK => by_cubek(problem),
@@ -60,12 +62,14 @@ pub fn batched<R: CubeRuntime>(problem: Batched<R>) -> CubeTensor<R> {
 fn by_cublaslt<R: CubeRuntime>(problem: Batched<R>) -> CubeTensor<R> {
     use cubecl::cuda::CudaRuntime;
 
+    use super::cublaslt::Unavailable;
     use super::{ON_CUDA, cublaslt, recast};
 
     // Moved, not cloned: the library adds in place to what nobody else holds.
     let on_cuda: Batched<CudaRuntime> = recast(problem).expect(ON_CUDA);
     match cublaslt::gemm_batched(&on_cuda) {
         Ok(product) => recast(product).expect(ON_CUDA),
+        Err(reason @ Unavailable::Lost { .. }) => panic!("{reason}"),
         Err(reason) => {
             log::warn!("a batch of GEMMs runs on CubeK instead of cuBLASLt: {reason}");
             by_cubek(recast(on_cuda).expect(ON_CUDA))
@@ -85,10 +89,12 @@ fn by_cubek<R: CubeRuntime>(problem: Batched<R>) -> CubeTensor<R> {
     let rhs = view(problem.rhs, problem.rhs_along, [count, n, k], [2, 1]);
     let product = matmul(lhs, rhs, None, MatmulStrategy::default(), problem.out)
         .expect("CubeK has a kernel for every shape of dense matrices");
-    match problem.accumulate {
+    let product = match problem.accumulate {
         None => product,
         Some(previous) => add(product, previous),
-    }
+    };
+    // A product may come with padded rows.
+    into_contiguous(product)
 }
 
 /// `[batch, rows, k]` with its last two axes in the order of `axes`: strides instead of copies.

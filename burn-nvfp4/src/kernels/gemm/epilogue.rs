@@ -61,7 +61,7 @@ enum Bias {
 
 /// `lhs` holds the one factor if the scale is that of a tensor. Buffers that a step does not need
 /// are bound all the same and not read.
-#[cube(launch_unchecked)]
+#[cube(launch_unchecked, address_type = "dynamic")]
 #[expect(
     clippy::too_many_arguments,
     reason = "a kernel's arguments are its buffers and scalars"
@@ -200,6 +200,7 @@ pub fn finish<R: CubeRuntime>(
             &client,
             count,
             dim,
+            sums.required_address_type(),
             width,
             sums.into_array_arg(),
             lhs.into_array_arg(),

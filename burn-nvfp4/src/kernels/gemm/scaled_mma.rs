@@ -350,6 +350,15 @@ impl<R: CubeRuntime> ScaledGemm<'_, R> {
         for operand in [lhs, rhs] {
             self.validate_operand(operand)?;
         }
+        // One kernel reads both, by one dtype.
+        let dtype = self.scales(lhs)?.dtype;
+        let scales = self.scales(rhs)?;
+        check(
+            "block scales of rhs",
+            scales,
+            &[dtype],
+            scales.meta.num_elements(),
+        )?;
         let f32s = |part, tensor: Option<&CubeTensor<R>>, len| match tensor {
             Some(tensor) => check(part, tensor, &[DType::F32], len),
             None => Ok(()),

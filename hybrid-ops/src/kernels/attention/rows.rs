@@ -87,7 +87,7 @@ fn seen(row: usize, block: &Block) -> usize {
     block.first + row % block.queries + 1
 }
 
-#[cube(launch_unchecked)]
+#[cube(launch_unchecked, address_type = "dynamic")]
 fn softmax_kernel<F: Float>(
     scores: &Array<f32>,
     weights: &mut Array<F>,
@@ -151,6 +151,7 @@ pub(super) fn softmax<R: CubeRuntime>(
             &scores.client.clone(),
             cubes(rows),
             CubeDim::new_1d(UNITS),
+            scores.required_address_type(),
             scores.into_array_arg(),
             weights.clone().into_array_arg(),
             sums.clone().into_array_arg(),
@@ -161,7 +162,7 @@ pub(super) fn softmax<R: CubeRuntime>(
     weights
 }
 
-#[cube(launch_unchecked)]
+#[cube(launch_unchecked, address_type = "dynamic")]
 fn backward_kernel<F: Float>(
     scores: &Array<f32>,
     d_weights: &Array<f32>,
@@ -221,6 +222,7 @@ pub(super) fn softmax_backward<R: CubeRuntime>(
             &scores.client.clone(),
             cubes(rows),
             CubeDim::new_1d(UNITS),
+            scores.required_address_type(),
             scores.into_array_arg(),
             d_weights.into_array_arg(),
             sums.clone().into_array_arg(),

@@ -25,6 +25,7 @@ mod parts;
 pub mod step;
 pub mod plan;
 pub mod strategy;
+mod no_metric_log;
 pub mod fit;
 pub mod overview;
 pub mod memory;

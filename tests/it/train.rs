@@ -15,6 +15,7 @@ mod overfit;
 mod parts;
 mod ranks;
 mod resume;
+mod saving;
 
 use std::num::NonZeroUsize;
 use std::path::Path;
@@ -96,6 +97,7 @@ struct Run<'a> {
     shape: BatchShape,
     total: u64,
     save_every: u64,
+    keep: usize,
     guard: GuardConfig,
     snapshot: Snapshot,
 }
@@ -131,6 +133,7 @@ impl Place {
             shape,
             total: 8,
             save_every: 4,
+            keep: 9,
             guard: STRICT,
             snapshot: Snapshot::Shared,
         }
@@ -240,7 +243,7 @@ impl Run<'_> {
             clip_norm: OPTIMIZER.clip_norm,
             validate_every: 4,
             save_every: self.save_every,
-            keep: 9,
+            keep: self.keep,
             snapshot: self.snapshot,
             guard: self.guard,
             oscillation,

@@ -14,6 +14,7 @@ use burn_nvfp4_models::checkpoint::run::{
 use burn_nvfp4_models::config::HybridConfig;
 use burn_nvfp4_models::data::dataset::is_tokens;
 use burn_nvfp4_models::data::{Corpus, Dataset, TokenFile, Tokenizer};
+use burn_nvfp4_models::study::record::RunRecord;
 use burn_nvfp4_models::train::config::{ModelSource, TrainConfig};
 
 use super::args::TrainArgs;
@@ -86,7 +87,12 @@ impl Begin {
 /// # Errors
 /// [`Failure`], one line each.
 pub(super) fn prepare(arguments: &TrainArgs) -> Result<Prepared, Failure> {
-    let (config, directory, begin) = resolve(arguments)?;
+    let Resolved {
+        config,
+        directory,
+        begin,
+        lock,
+    } = resolve(arguments)?;
     let runs = directory.path().parent().unwrap_or(Path::new("."));
     prepare_request(Request {
         cache: runs.join("tokens"),
@@ -94,7 +100,7 @@ pub(super) fn prepare(arguments: &TrainArgs) -> Result<Prepared, Failure> {
         config,
         directory,
         begin,
-        lock: None,
+        lock,
         plain: arguments.plain || !stdout().is_terminal(),
         log_every: arguments.log_every,
     })
@@ -198,8 +204,16 @@ fn open_data(
     Dataset::of_file(tokens, config.batch.length, config.seed).map_err(Failure::error)
 }
 
+/// What the arguments ask for, before anything of it is opened.
+struct Resolved {
+    config: TrainConfig,
+    directory: RunDirectory,
+    begin: Begin,
+    lock: Option<RunLock>,
+}
+
 /// The configuration, the directory, and where the run begins.
-fn resolve(arguments: &TrainArgs) -> Result<(TrainConfig, RunDirectory, Begin), Failure> {
+fn resolve(arguments: &TrainArgs) -> Result<Resolved, Failure> {
     let given = arguments.config.as_deref().map(from_file).transpose()?;
     let has_config = given.is_some();
     let built_in = || TrainConfig::from_toml(DEFAULT, Path::new("configs/default.toml"));
@@ -212,21 +226,34 @@ fn resolve(arguments: &TrainArgs) -> Result<(TrainConfig, RunDirectory, Begin), 
         None => None,
         Some(step) => {
             let directory = place(&config);
+            // Before anything is read: a run that is still ending writes a newer checkpoint.
+            let lock = directory.has_run().then(|| directory.lock());
+            let lock = lock.transpose().map_err(Failure::error)?;
             let begin = beginning(&directory, step)?;
             if !has_config {
                 config = kept_config(&directory, &begin, config)?;
             }
-            Some((directory, begin))
+            Some((directory, begin, lock))
         }
     };
     arguments.apply(&mut config).map_err(Failure::usage)?;
     config.validate().map_err(Failure::usage)?;
-    if let Some((directory, begin)) = resumed {
-        return Ok((config, directory, begin));
+    if let Some((directory, begin, lock)) = resumed {
+        return Ok(Resolved {
+            config,
+            directory,
+            begin,
+            lock,
+        });
     }
     let directory = place(&config);
     directory.check_new().map_err(Failure::error)?;
-    Ok((config, directory, Begin::New))
+    Ok(Resolved {
+        config,
+        directory,
+        begin: Begin::New,
+        lock: None,
+    })
 }
 
 fn from_file(path: &Path) -> Result<TrainConfig, Failure> {
@@ -257,6 +284,12 @@ pub(super) fn beginning(directory: &RunDirectory, step: Option<u64>) -> Result<B
         }
         Err(RunError::NoCheckpoint { path }) if directory.has_run() => {
             let path = path.display();
+            if RunRecord::read(&directory.log()).is_ok_and(|record| record.last.is_some()) {
+                return Err(Failure::Error(format!(
+                    "{path}: the run is complete and its checkpoints are gone; to train it again, \
+                     choose another --out"
+                )));
+            }
             warn(&format!("{path}: no checkpoint yet, the run begins again"));
             Ok(Begin::Again)
         }

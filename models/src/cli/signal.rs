@@ -40,7 +40,8 @@ pub(super) fn is_leaving() -> bool {
     LEAVING.load(Ordering::SeqCst)
 }
 
-/// Lets SIGINT, SIGTERM and SIGHUP stop the run through `interrupter`, and no earlier one.
+/// Lets SIGINT, SIGTERM and SIGHUP stop the run through `interrupter`, and no earlier one. SIGHUP not
+/// under `nohup`, which says that the run is to outlive its terminal.
 ///
 /// # Errors
 /// If the process has a handler that is not this one.
@@ -49,13 +50,31 @@ pub(crate) fn install(interrupter: &Interrupter) -> Result<(), Failure> {
     let is_first = present.replace(interrupter.clone()).is_none();
     drop(present);
     if is_first {
-        ctrlc::set_handler(stop)
+        under_nohup(|| ctrlc::set_handler(stop))
             .map_err(|error| Failure::Error(format!("cannot listen for Ctrl-C: {error}")))?;
     }
     if is_asked() {
         interrupter.stop(Some("interrupted"));
     }
     Ok(())
+}
+
+/// Sets a handler for signals, and has SIGHUP ignored still if it was before.
+#[cfg(unix)]
+fn under_nohup<T>(set: impl FnOnce() -> T) -> T {
+    // SAFETY: a signal that is ignored runs no code.
+    let ignore = || unsafe { libc::signal(libc::SIGHUP, libc::SIG_IGN) };
+    let was_ignored = ignore() == libc::SIG_IGN;
+    let result = set();
+    if was_ignored {
+        ignore();
+    }
+    result
+}
+
+#[cfg(not(unix))]
+fn under_nohup<T>(set: impl FnOnce() -> T) -> T {
+    set()
 }
 
 fn stop() {

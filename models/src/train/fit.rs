@@ -5,7 +5,6 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use burn::module::AutodiffModule;
-use burn::train::logger::InMemoryMetricLogger;
 use burn::train::{Interrupter, Learner, SupervisedTraining, TrainingStrategy};
 use burn_hybrid_ops::TrainingEngine;
 
@@ -15,6 +14,7 @@ use crate::data::{TrainBatches, ValidationBatches};
 use super::TrainError;
 use super::layers::LayerMetric;
 use super::metrics::{Figure, FigureMetric};
+use super::no_metric_log::NoMetricLog;
 use super::optim::{GroupedAdamW, OptimizerConfig, write_moments};
 use super::params::write_parameters;
 use super::plan::Outcome;
@@ -140,8 +140,7 @@ pub fn fit<B: TrainingEngine, M: Trainable<B>>(
         Arc::new(batches.valid),
     )
     .with_interrupter(interrupter)
-    // Ours is log.jsonl; burn's would be a file per metric and epoch.
-    .with_metric_logger(InMemoryMetricLogger::default())
+    .with_metric_logger(NoMetricLog)
     .with_application_logger(None)
     .with_training_strategy(TrainingStrategy::Custom(team.clone()));
     let is_shown = |figure: &Figure| match figure {

@@ -202,6 +202,12 @@ struct Loop<'a, B: TrainingEngine, M: Trainable<B>> {
     writer: CheckpointWriter,
     /// The last step that was handed to the writer, or that the run began after.
     saved: u64,
+    /// True while a checkpoint is due.
+    due: bool,
+    /// The best checkpoint that stands.
+    best: Option<Best>,
+    /// The one that will, if the save that is under way succeeds.
+    best_under_way: Option<Best>,
     /// Why the last save failed, if it did.
     unsaved: Option<String>,
     begin: Instant,
@@ -253,9 +259,15 @@ impl<B: TrainingEngine, M: Trainable<B>> Loop<'_, B, M> {
             self.train_step(micro)?;
             let step = self.position.step;
             let last = step == plan.total;
-            let save = step.is_multiple_of(plan.save_every) || last;
+            self.due |= step.is_multiple_of(plan.save_every);
+            // A row of outliers may end in a rewind, which wants a checkpoint from before it.
+            let save = (self.due && self.position.outliers_in_a_row == 0) || last;
             if step.is_multiple_of(plan.validate_every) || last {
                 last_loss = self.validate(Forward::Recipe);
+                if save {
+                    // The best one is one that stands.
+                    self.wait_for_writer();
+                }
                 let best = self.position.best;
                 if save
                     && let Some(loss) = last_loss
@@ -269,6 +281,7 @@ impl<B: TrainingEngine, M: Trainable<B>> Loop<'_, B, M> {
                 self.good = self.position.clone();
             }
             if save {
+                self.due = false;
                 self.save(self.position.clone());
             }
             self.poll_writer();
@@ -377,9 +390,20 @@ impl<B: TrainingEngine, M: Trainable<B>> Loop<'_, B, M> {
                 self.good = self.position.clone();
                 Ok(())
             }
-            Verdict::NonFinite => self.skip(SkipReason::NonFinite, [loss_value, norm], place),
-            Verdict::Skip { .. } => self.skip(SkipReason::Spike, [loss_value, norm], None),
-            Verdict::Rewind { limit } => self.rewind([loss_value, norm], limit),
+            Verdict::NonFinite => {
+                self.training_seconds += begin.elapsed().as_secs_f64();
+                self.skip(SkipReason::NonFinite, [loss_value, norm], place)
+            }
+            Verdict::Skip { .. } => {
+                self.training_seconds += begin.elapsed().as_secs_f64();
+                self.skip(SkipReason::Spike, [loss_value, norm], None)
+            }
+            Verdict::Rewind { limit } => {
+                self.training_seconds += begin.elapsed().as_secs_f64();
+                // What is read takes their place on the device.
+                drop(grads);
+                self.rewind([loss_value, norm], limit)
+            }
         }
     }
 

@@ -253,3 +253,35 @@ fn a_rewind_goes_back_to_the_checkpoint_and_on_with_other_data() {
         LogLine::Skipped(skipped) if skipped.reason == SkipReason::NonFinite
     )));
 }
+
+/// Kills: a checkpoint from inside of a row of outliers, with their updates in it, as the place to
+/// go back to; and a row that goes on behind it.
+#[test]
+fn a_rewind_goes_back_to_before_the_row() {
+    let _device = exclusive();
+    let place = Place::of(tokens_with_surprises);
+    let run = Run {
+        total: 60,
+        save_every: 1,
+        keep: 100,
+        guard: nervous(SpikeAction::Rewind {
+            in_a_row: 2,
+            at_most: 1000,
+        }),
+        ..place.run("back", shape(1, 16, 1))
+    };
+    let outcome = run.go::<B>(Broken::at(&[]), None, &Interrupter::new());
+    assert!(matches!(outcome.unwrap().ending, Ending::Finished(_)));
+    let mut rewinds = 0;
+    for line in log::read(&run.directory.log()).unwrap() {
+        if let LogLine::Rewind(rewind) = line {
+            assert!(rewind.to + 2 <= rewind.from, "{rewind:?}");
+            rewinds += 1;
+        }
+    }
+    assert!(rewinds > 0, "the guard never went back");
+    for step in run.directory.steps().unwrap() {
+        let position = run.directory.load(Some(step)).unwrap().state.position;
+        assert!(position.outliers_in_a_row == 0 || step == 60, "{step}");
+    }
+}

@@ -287,18 +287,37 @@ impl RunDirectory {
     /// # Errors
     /// [`RunError::NoCheckpoint`], [`RunError::AllDamaged`], [`RunError::Io`].
     pub fn load_newest_intact(&self) -> Result<Found, RunError> {
+        self.load_newest_intact_where(|_| true)
+    }
+
+    /// The same of those that are wanted, or of all if none is.
+    ///
+    /// # Errors
+    /// Those of [`Self::load_newest_intact`].
+    pub fn load_newest_intact_where(
+        &self,
+        is_wanted: impl Fn(&RunState) -> bool,
+    ) -> Result<Found, RunError> {
         let mut damaged = Vec::new();
+        let mut unwanted = None;
         for step in self.steps()?.into_iter().rev() {
             match self.load(Some(step)) {
-                Ok(checkpoint) => {
+                Ok(checkpoint) if is_wanted(&checkpoint.state) => {
                     return Ok(Found {
                         checkpoint,
                         damaged,
                     });
                 }
+                Ok(_) => unwanted = unwanted.or(Some(step)),
                 Err(error @ RunError::Damaged { .. }) => damaged.push(error),
                 Err(error) => return Err(error),
             }
+        }
+        if unwanted.is_some() {
+            return Ok(Found {
+                checkpoint: self.load(unwanted)?,
+                damaged,
+            });
         }
         let path = self.path.clone();
         if damaged.is_empty() {
@@ -331,13 +350,14 @@ impl RunDirectory {
         }
         let mut aside = Vec::new();
         for later in self.steps()?.into_iter().filter(|later| *later > step) {
-            let (from, to) = (
-                self.checkpoint(later),
-                folder.join(format!("{PUT_ASIDE}{later:08}")),
-            );
-            if to.exists() {
-                fs::remove_dir_all(&to).map_err(RunError::io(&to, "remove"))?;
-            }
+            let from = self.checkpoint(later);
+            // One that an earlier return put aside stays.
+            let name = |number: u32| match number {
+                1 => folder.join(format!("{PUT_ASIDE}{later:08}")),
+                _ => folder.join(format!("{PUT_ASIDE}{later:08}-{number}")),
+            };
+            let free = (1..).map(name).find(|path| !path.exists());
+            let to = free.expect("a folder has fewer names than numbers");
             fs::rename(&from, &to).map_err(RunError::io(&from, "put aside"))?;
             aside.push(to);
         }

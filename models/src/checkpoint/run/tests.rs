@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
@@ -217,13 +217,41 @@ fn recovery_clears_what_a_kill_left_and_puts_later_checkpoints_aside() {
 }
 
 #[test]
+fn what_was_put_aside_stays_when_the_same_step_is_put_aside_again() {
+    let (_dir, run) = run();
+    for branch in [1, 2, 3] {
+        for step in [1, 2] {
+            save(&run, &checkpoint(step), 3);
+        }
+        let aside = run.recover(1).unwrap();
+        let name = ["aside-00000002", "aside-00000002-2", "aside-00000002-3"][branch - 1];
+        assert_eq!(aside, [run.checkpoints().join(name)]);
+    }
+    assert_eq!(run.steps().unwrap(), [1]);
+    assert_eq!(fs::read_dir(run.checkpoints()).unwrap().count(), 4);
+}
+
+#[test]
+fn the_newest_of_those_that_are_wanted_is_found_or_the_newest() {
+    let (_dir, run) = run();
+    for step in [1, 2, 3] {
+        save(&run, &checkpoint(step), 3);
+    }
+    for (wanted, found) in [(&[1, 2][..], 2), (&[1, 3], 3), (&[], 3)] {
+        let is_wanted = |state: &RunState| wanted.contains(&state.position.step);
+        let newest = run.load_newest_intact_where(is_wanted).unwrap();
+        assert_eq!(newest.checkpoint.step(), found, "{wanted:?}");
+    }
+}
+
+#[test]
 fn a_failed_save_is_reported_and_what_stands_is_untouched() {
     let (_dir, run) = run();
     save(&run, &checkpoint(1), 1);
     let mut writer = CheckpointWriter::new(run.clone(), 1);
     assert!(
         writer
-            .begin(2, Snapshot::Shared, || checkpoint(2))
+            .begin(2, Instant::now(), Snapshot::Shared, || checkpoint(2))
             .is_none()
     );
     let written = writer.wait().unwrap();
@@ -234,10 +262,12 @@ fn a_failed_save_is_reported_and_what_stands_is_untouched() {
     fs::write(&aside, b"").unwrap();
     assert!(
         writer
-            .begin(3, Snapshot::Shared, || checkpoint(3))
+            .begin(3, Instant::now(), Snapshot::Shared, || checkpoint(3))
             .is_none()
     );
-    let failed = writer.begin(4, Snapshot::Shared, || checkpoint(4)).unwrap();
+    let failed = writer
+        .begin(4, Instant::now(), Snapshot::Shared, || checkpoint(4))
+        .unwrap();
     let error = failed.saved.unwrap_err().to_string();
     assert!(error.contains("step-00000003: cannot write"), "{error}");
     assert!(
@@ -258,11 +288,17 @@ fn nobody_waits_for_a_save_but_the_next_one() {
         checkpoint(1)
     };
     // This returns although the save cannot have begun: its tensors come later.
-    assert!(writer.begin(1, Snapshot::Shared, slow).is_none());
+    assert!(
+        writer
+            .begin(1, Instant::now(), Snapshot::Shared, slow)
+            .is_none()
+    );
     assert!(writer.poll().is_none());
     assert_eq!(run.steps().unwrap(), [0; 0]);
     go_on.send(()).unwrap();
-    let first = writer.begin(2, Snapshot::Shared, || checkpoint(2)).unwrap();
+    let first = writer
+        .begin(2, Instant::now(), Snapshot::Shared, || checkpoint(2))
+        .unwrap();
     assert_eq!((first.step, first.saved.is_ok()), (1, true));
     drop(writer);
     assert_eq!(run.steps().unwrap(), [1, 2], "a writer that goes waits");
@@ -279,7 +315,11 @@ fn a_copy_is_taken_by_the_one_who_saves_and_after_the_save_before() {
         assert!(!here());
         checkpoint(1)
     };
-    assert!(writer.begin(1, Snapshot::Shared, shared).is_none());
+    assert!(
+        writer
+            .begin(1, Instant::now(), Snapshot::Shared, shared)
+            .is_none()
+    );
     let other = run.clone();
     let copied = move || {
         assert!(here());
@@ -287,7 +327,9 @@ fn a_copy_is_taken_by_the_one_who_saves_and_after_the_save_before() {
         thread::sleep(Duration::from_millis(20));
         checkpoint(2)
     };
-    let first = writer.begin(2, Snapshot::Copied, copied).unwrap();
+    let first = writer
+        .begin(2, Instant::now(), Snapshot::Copied, copied)
+        .unwrap();
     assert!(first.saved.is_ok(), "{first:?}");
     let second = writer.wait().unwrap();
     assert!(second.saved.is_ok() && second.waited >= 0.02, "{second:?}");

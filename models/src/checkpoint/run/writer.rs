@@ -66,35 +66,36 @@ impl CheckpointWriter {
     }
 
     /// Begins to save the checkpoint of a step, which `take` hands out: on the thread, or here if
-    /// it is to be copied. Waits for the save before it, and returns what became of that.
+    /// it is to be copied. Waits for the save before it, and returns what became of that. Training
+    /// waits `since` then.
     pub fn begin(
         &mut self,
         step: u64,
+        since: Instant,
         snapshot: Snapshot,
         take: impl FnOnce() -> RunCheckpoint + Send + 'static,
     ) -> Option<Written> {
-        let begin = Instant::now();
         let before = self.wait();
         match snapshot {
-            Snapshot::Shared => self.start(step, begin, take),
+            Snapshot::Shared => self.start(step, since, take),
             Snapshot::Copied => {
                 let checkpoint = take();
-                self.start(step, begin, || checkpoint);
+                self.start(step, since, || checkpoint);
             }
         }
         before
     }
 
-    /// Starts the thread of a save for which training waits since `begin`.
+    /// Starts the thread of a save for which training waits `since` then.
     fn start(
         &mut self,
         step: u64,
-        begin: Instant,
+        since: Instant,
         take: impl FnOnce() -> RunCheckpoint + Send + 'static,
     ) {
         let keep = self.keep;
         let directory = self.directory.clone();
-        let waited = begin.elapsed().as_secs_f64();
+        let waited = since.elapsed().as_secs_f64();
         let thread = thread::Builder::new().name("checkpoint".to_owned());
         let spawned = thread.spawn(move || {
             let begin = Instant::now();

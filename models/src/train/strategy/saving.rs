@@ -12,22 +12,22 @@ use crate::train::TrainError;
 use crate::train::exchange::Word;
 use crate::train::guard::SpikeAction;
 use crate::train::log::{LogLine, RewindLine, SkipReason};
-use crate::train::optim::{read_moments, write_moments};
+use crate::train::optim::{Records, read_moments, write_moments};
 use crate::train::params::{read_parameters, write_parameters};
 use crate::train::plan::{Ending, Outcome};
 use crate::train::tap::optimizer_record;
 
 impl<B: TrainingEngine, M: Trainable<B>> Loop<'_, B, M> {
     /// Has the state saved as that of `position`, once per step, by the rank that writes.
-    pub(super) fn save(&mut self, position: Position) {
+    pub(super) fn save(&mut self, mut position: Position) {
         let step = position.step;
-        let Some(front) = &self.front else {
-            return;
-        };
-        if step <= self.saved {
+        if self.front.is_none() || step <= self.saved {
             return;
         }
         let begin = Instant::now();
+        self.wait_for_writer();
+        self.best_under_way = position.best.filter(|best| best.step == step);
+        position.best = self.best_under_way.or(self.best);
         let plan = &self.strategy.plan;
         let state = RunState {
             version: RunState::VERSION,
@@ -35,6 +35,9 @@ impl<B: TrainingEngine, M: Trainable<B>> Loop<'_, B, M> {
             versions: Versions::current(),
             identity: plan.identity.clone(),
             config: plan.config.clone(),
+        };
+        let Some(front) = &self.front else {
+            return;
         };
         let model = self.learner.model();
         let records = optimizer_record(&self.learner, &front.store);
@@ -49,9 +52,17 @@ impl<B: TrainingEngine, M: Trainable<B>> Loop<'_, B, M> {
             carried: carried(),
         };
         self.saved = step;
-        let before = self.writer.begin(step, plan.snapshot, take);
+        let before = self.writer.begin(step, begin, plan.snapshot, take);
         self.waited_seconds += begin.elapsed().as_secs_f64();
         self.note(before);
+    }
+
+    /// Waits for the save that is under way, if one is.
+    pub(super) fn wait_for_writer(&mut self) {
+        let begin = Instant::now();
+        let written = self.writer.wait();
+        self.waited_seconds += begin.elapsed().as_secs_f64();
+        self.note(written);
     }
 
     /// Hears what became of a save, without waiting for it.
@@ -95,6 +106,13 @@ impl<B: TrainingEngine, M: Trainable<B>> Loop<'_, B, M> {
         if let Err(error) = rotated {
             failed(&error, "the run goes on, an older checkpoint stays");
         }
+        let best = self.best_under_way.take();
+        if unsaved.is_none() {
+            self.best = best.or(self.best);
+        } else if self.position.best.is_some_and(|best| best.step == step) {
+            // What could not be saved is no reason to remove the best one that stands.
+            self.position.best = self.best;
+        }
         self.unsaved = unsaved;
     }
 
@@ -103,10 +121,7 @@ impl<B: TrainingEngine, M: Trainable<B>> Loop<'_, B, M> {
         &mut self,
         outcome: Result<Outcome, TrainError>,
     ) -> Result<Outcome, TrainError> {
-        let begin = Instant::now();
-        let written = self.writer.wait();
-        self.waited_seconds += begin.elapsed().as_secs_f64();
-        self.note(written);
+        self.wait_for_writer();
         let step = self.position.step;
         let stopped = |reason: String| LogLine::Stopped { step, reason };
         match outcome {
@@ -131,8 +146,7 @@ impl<B: TrainingEngine, M: Trainable<B>> Loop<'_, B, M> {
     /// Goes back to the newest intact checkpoint and on with the data after the outlier.
     /// Without one, the step is skipped. Every rank reads the checkpoint itself.
     pub(super) fn rewind(&mut self, [loss, norm]: [f64; 2], limit: f64) -> Result<(), TrainError> {
-        let written = self.writer.wait();
-        self.note(written);
+        self.wait_for_writer();
         // Nobody looks before the rank that writes has written.
         self.exchange.gather(Word::default())?;
         let from = self.position.step;
@@ -150,7 +164,10 @@ impl<B: TrainingEngine, M: Trainable<B>> Loop<'_, B, M> {
                 rewinds: at_most,
             });
         }
-        let found = match self.strategy.directory.load_newest_intact() {
+        // One from inside of the row has the outliers' updates in it.
+        let is_before_the_row = |state: &RunState| state.position.outliers_in_a_row == 0;
+        let directory = &self.strategy.directory;
+        let found = match directory.load_newest_intact_where(is_before_the_row) {
             Ok(found) => found,
             Err(RunError::NoCheckpoint { .. }) => {
                 self.position.skipped += 1;
@@ -162,7 +179,17 @@ impl<B: TrainingEngine, M: Trainable<B>> Loop<'_, B, M> {
             self.alarm(&format!("{error}; it is passed over"));
         }
         let (to, data_step) = (found.checkpoint.step(), self.position.data_step);
+        // Nobody moves one while another rank looks.
+        self.exchange.gather(Word::default())?;
+        if self.front.is_some() {
+            for aside in self.strategy.directory.recover(to)? {
+                let aside = aside.display();
+                self.alarm(&format!("a checkpoint of a later step is now {aside}"));
+            }
+        }
         self.restore(found.checkpoint)?;
+        self.due = false;
+        self.position.outliers_in_a_row = 0;
         // The batches go on.
         self.position.data_step = data_step;
         self.position.rewinds = rewinds;
@@ -191,16 +218,20 @@ impl<B: TrainingEngine, M: Trainable<B>> Loop<'_, B, M> {
             problems,
         };
         let position = checkpoint.state.position;
+        // What is there goes before what is read comes: a device that a run fills has no room for
+        // both. A checkpoint that does not fit ends the run.
+        self.learner.load_optim(Records::<B, M>::default());
         let model = self.learner.model();
         let device = model.devices().into_iter().next().unwrap_or_default();
         let model = write_parameters::<B, M>(model, &checkpoint.parameters, &device);
-        let model = model.map_err(misfit)?;
+        self.learner
+            .load_model(model.map_err(misfit)?.into_record());
+        let model = self.learner.model();
         let updates = usize::try_from(position.updates).unwrap_or(usize::MAX);
         let records = write_moments::<B, M>(&model, checkpoint.moments, updates, &device);
-        let records = records.map_err(misfit)?;
-        self.learner.load_model(model.into_record());
-        self.learner.load_optim(records);
+        self.learner.load_optim(records.map_err(misfit)?);
         self.learner.load_scheduler(step);
+        self.best = position.best;
         self.position = position;
         self.saved = step;
         self.take_up(checkpoint.carried)

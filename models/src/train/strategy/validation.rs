@@ -68,7 +68,10 @@ impl<B: TrainingEngine, M: Trainable<B>> Loop<'_, B, M> {
             operands: Arc::default(),
             seconds_left: f64::NAN,
         };
-        let loss = Tensor::from_floats([loss], &Default::default());
+        // Where the model is: the default device may be another one, which is not to be opened.
+        let devices = self.learner.model().devices();
+        let device = devices.into_iter().next().unwrap_or_default();
+        let loss = Tensor::from_floats([loss], &device);
         let item = LossOutput {
             loss,
             tokens: 0,

@@ -173,6 +173,15 @@ pub enum DataError {
         /// The folder.
         path: PathBuf,
     },
+    /// A folder that another process writes to.
+    #[error(
+        "{}: another process writes tokens there; wait for it, or name another folder",
+        path.display()
+    )]
+    Busy {
+        /// The folder.
+        path: PathBuf,
+    },
     /// A folder that holds something else than what is to be written there.
     #[error("{}: {reason}", path.display())]
     Occupied {

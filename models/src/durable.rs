@@ -6,10 +6,16 @@
 //!
 //! A crash or a full disk before step 3 leaves the old state; what lies aside is removed at once,
 //! or by the next writer.
+//!
+//! A file may have several writers at once, of one process or many: each has a name aside of its
+//! own, and the last rename stands. A folder has one name aside, and so one writer at a time.
 
-use std::fs::{self, File};
+use std::ffi::OsStr;
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
+use std::process;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Ending of names that are not finished yet.
 pub const ASIDE: &str = ".part";
@@ -24,9 +30,9 @@ pub fn write_file<E: From<io::Error>>(
     path: &Path,
     fill: impl FnOnce(&mut BufWriter<File>) -> Result<(), E>,
 ) -> Result<(), E> {
-    let aside = aside(path);
+    let (file, aside) = create_aside(path)?;
     let result = (|| {
-        let mut file = BufWriter::with_capacity(1 << 20, File::create(&aside)?);
+        let mut file = BufWriter::with_capacity(1 << 20, file);
         fill(&mut file)?;
         let file = file.into_inner().map_err(io::IntoInnerError::into_error)?;
         file.sync_all()?;
@@ -47,6 +53,7 @@ pub fn write_file<E: From<io::Error>>(
 #[derive(Debug)]
 pub struct Unfinished {
     file: File,
+    aside: PathBuf,
     path: PathBuf,
     finished: bool,
 }
@@ -57,8 +64,10 @@ impl Unfinished {
     /// # Errors
     /// What the file system reports.
     pub fn create(path: &Path) -> io::Result<Self> {
+        let (file, aside) = create_aside(path)?;
         Ok(Self {
-            file: File::create(aside(path))?,
+            file,
+            aside,
             path: path.to_owned(),
             finished: false,
         })
@@ -75,7 +84,7 @@ impl Unfinished {
     /// What the file system reports.
     pub fn finish(mut self) -> io::Result<()> {
         self.file.sync_all()?;
-        fs::rename(aside(&self.path), &self.path)?;
+        fs::rename(&self.aside, &self.path)?;
         self.finished = true;
         sync_parent(&self.path)
     }
@@ -85,7 +94,7 @@ impl Drop for Unfinished {
     fn drop(&mut self) {
         if !self.finished {
             // Whoever drops it has an error of its own to report.
-            let _ = fs::remove_file(aside(&self.path));
+            let _ = fs::remove_file(&self.aside);
         }
     }
 }
@@ -93,13 +102,15 @@ impl Drop for Unfinished {
 /// Writes a folder through `fill`, which gets the path to fill, so that `path` is never seen
 /// half-written. An existing `path` is replaced.
 ///
+/// Its name aside is the same for all writers: the caller sees to it that there is one at a time.
+///
 /// # Errors
 /// Whatever `fill` or the file system reports; `path` is then as it was.
 pub fn write_folder<E: From<io::Error>>(
     path: &Path,
     fill: impl FnOnce(&Path) -> Result<(), E>,
 ) -> Result<(), E> {
-    let aside = aside(path);
+    let aside = with_ending(path, ASIDE);
     let result = (|| {
         if aside.exists() {
             fs::remove_dir_all(&aside)?;
@@ -165,8 +176,71 @@ pub fn create_folder(path: &Path) -> io::Result<()> {
     missing.into_iter().try_for_each(sync_parent)
 }
 
-fn aside(path: &Path) -> PathBuf {
-    with_ending(path, ASIDE)
+/// Opens a new file aside of `path` that is this writer's alone, and removes those of killed ones.
+///
+/// A writer holds a lock on its file, which the system takes back when a process ends, however it
+/// does: whoever gets the lock of a file that lies there knows that it was left. The id of the
+/// process in its name does not tell, for another machine or container may have one of this id.
+fn create_aside(path: &Path) -> io::Result<(File, PathBuf)> {
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
+    remove_left(path);
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true);
+    loop {
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let aside = with_ending(path, &format!(".{}-{number}{ASIDE}", process::id()));
+        let file = match options.open(&aside) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
+            Err(error) => return Err(error),
+        };
+        let is_lost = match file.try_lock() {
+            // Another writer may have taken it for left before it was locked.
+            Ok(()) => !aside.exists(),
+            Err(TryLockError::WouldBlock) => true,
+            // Some network file systems have no locks; there, nobody takes it for left.
+            Err(TryLockError::Error(_)) => false,
+        };
+        if !is_lost {
+            return Ok((file, aside));
+        }
+    }
+}
+
+/// Removes what killed writers of a file left beside it. Where there are no locks, or the file is
+/// not ours to write, nobody can tell, and it stays.
+fn remove_left(path: &Path) {
+    let (Some(target), Some(folder)) = (path.file_name(), folder_of(path)) else {
+        return;
+    };
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        if !is_aside_of(&entry.file_name(), target) {
+            continue;
+        }
+        let left = entry.path();
+        // For writing: network file systems lock no other file exclusively.
+        if let Ok(file) = OpenOptions::new().write(true).open(&left)
+            && file.try_lock().is_ok()
+        {
+            // Under the lock: a writer that was about to take it then sees that the file is gone.
+            let _ = fs::remove_file(&left);
+        }
+    }
+}
+
+/// True if a writer of the file `target` has, or had, a file of this name aside.
+fn is_aside_of(name: &OsStr, target: &OsStr) -> bool {
+    let (Some(name), Some(target)) = (name.to_str(), target.to_str()) else {
+        return false;
+    };
+    let middle = name.strip_prefix(target);
+    let Some(middle) = middle.and_then(|rest| rest.strip_suffix(ASIDE)) else {
+        return false;
+    };
+    let is_number = |text: &str| text.parse::<u64>().is_ok();
+    let own = middle.strip_prefix('.').and_then(|it| it.split_once('-'));
+    // Earlier versions had one name for all writers, with nothing in between.
+    middle.is_empty() || own.is_some_and(|(id, number)| is_number(id) && is_number(number))
 }
 
 fn with_ending(path: &Path, ending: &str) -> PathBuf {
@@ -176,11 +250,14 @@ fn with_ending(path: &Path, ending: &str) -> PathBuf {
 }
 
 fn sync_parent(path: &Path) -> io::Result<()> {
-    match path.parent() {
-        Some(parent) if parent.as_os_str().is_empty() => sync_folder(Path::new(".")),
-        Some(parent) => sync_folder(parent),
-        None => Ok(()),
-    }
+    folder_of(path).map_or(Ok(()), sync_folder)
+}
+
+/// The folder that a path lies in; the root lies in none.
+fn folder_of(path: &Path) -> Option<&Path> {
+    let parent = path.parent()?;
+    let here = parent.as_os_str().is_empty();
+    Some(if here { Path::new(".") } else { parent })
 }
 
 /// Makes a rename inside the folder last. Only Unix opens folders; elsewhere the rename has to do.
@@ -224,6 +301,58 @@ mod tests {
         file.finish().unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"whole");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    /// All writers of a file had one name aside: the second emptied what the first had written.
+    #[test]
+    fn writers_of_one_file_do_not_touch_what_the_others_write() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        let mut first = Unfinished::create(&path).unwrap();
+        first.file().write_all(b"the first").unwrap();
+        let mut second = Unfinished::create(&path).unwrap();
+        second.file().write_all(b"second").unwrap();
+        write_file::<io::Error>(&path, |out| {
+            // One that gives up in the middle of another.
+            drop(Unfinished::create(&path)?);
+            out.write_all(b"third")
+        })
+        .unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"third");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 3);
+        first.finish().unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"the first");
+        second.finish().unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"second");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_killed_writers_of_a_file_left_goes_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let left = ["file.part", "file.4294967295-7.part"];
+        let others = [
+            "file.txt.part",
+            "file.txt.1-0.part",
+            "file.1-x.part",
+            "file.1-0",
+            "other.1-0.part",
+        ];
+        for name in left.into_iter().chain(others) {
+            fs::write(at(name), name).unwrap();
+        }
+        let live = Unfinished::create(&at("file")).unwrap();
+        write_file::<io::Error>(&at("file"), |out| out.write_all(b"new")).unwrap();
+        for name in left {
+            assert!(!at(name).exists(), "{name}");
+        }
+        for name in others {
+            assert_eq!(fs::read(at(name)).unwrap(), name.as_bytes());
+        }
+        live.finish().unwrap();
+        let found = fs::read_dir(dir.path()).unwrap().count();
+        assert_eq!(found, others.len() + 1);
     }
 
     #[test]

@@ -27,6 +27,8 @@ mod resume;
 #[cfg(unix)]
 #[path = "command/kill.rs"]
 mod kill;
+#[path = "command/tokenize.rs"]
+mod tokenize;
 #[path = "command/generate.rs"]
 mod generate;
 #[path = "command/serve.rs"]

@@ -3,10 +3,17 @@
 //! A file is text if it is valid UTF-8 without a NUL byte. Names that start with a dot are hidden
 //! and passed over, as are binary and empty files, each counted; asked for by name, they are
 //! errors. The order is that of the paths' bytes, so that it is the same on every machine.
+//!
+//! Links are followed, for a folder of a Hugging Face cache holds nothing else, and what they lead
+//! to goes by their names. One to a folder that it lies in is passed over: all of that is listed
+//! anyway. One that leads nowhere is an error: text that was asked for is gone.
 
 use std::fmt;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
+
+use walkdir::WalkDir;
 
 use super::DataError;
 
@@ -32,6 +39,13 @@ pub struct Skipped {
     pub binary: u64,
     /// Without a byte.
     pub empty: u64,
+}
+
+impl Skipped {
+    /// How many files turned out to be no text when they were read.
+    pub(super) fn unusable(&self) -> u64 {
+        self.binary.saturating_add(self.empty)
+    }
 }
 
 impl fmt::Display for Skipped {
@@ -70,7 +84,8 @@ impl Corpus {
     /// The text below several folders, in their order; `keep` chooses by path.
     ///
     /// # Errors
-    /// [`DataError::Io`] if a folder cannot be listed, [`DataError::NoText`] if nothing is left.
+    /// [`DataError::Io`] if a folder cannot be listed or a link be followed, [`DataError::NoText`]
+    /// if nothing is left.
     pub fn in_folders(
         name: PathBuf,
         folders: &[PathBuf],
@@ -79,24 +94,7 @@ impl Corpus {
         let mut skipped = Skipped::default();
         let mut files = Vec::new();
         for folder in folders {
-            let mut found = Vec::new();
-            let mut walk = walkdir::WalkDir::new(folder).into_iter();
-            while let Some(entry) = walk.next() {
-                let entry = entry.map_err(|error| {
-                    let path = error.path().unwrap_or(folder).to_owned();
-                    DataError::io(path, "list")(error.into())
-                })?;
-                let hidden =
-                    entry.depth() > 0 && entry.file_name().as_encoded_bytes().starts_with(b".");
-                if hidden {
-                    skipped.hidden += 1;
-                    if entry.file_type().is_dir() {
-                        walk.skip_current_dir();
-                    }
-                } else if entry.file_type().is_file() && keep(entry.path()) {
-                    found.push(entry.into_path());
-                }
-            }
+            let mut found = list(folder, &keep, &mut skipped)?;
             found.sort_by(|a, b| {
                 a.as_os_str()
                     .as_encoded_bytes()
@@ -153,6 +151,64 @@ impl Corpus {
     }
 }
 
+/// The files below a folder that are not hidden and that `keep` chooses.
+fn list(
+    folder: &Path,
+    keep: &impl Fn(&Path) -> bool,
+    skipped: &mut Skipped,
+) -> Result<Vec<PathBuf>, DataError> {
+    let mut found = Vec::new();
+    let mut walk = WalkDir::new(folder).follow_links(true).into_iter();
+    while let Some(entry) = walk.next() {
+        match entry {
+            Ok(entry) if entry.depth() > 0 && is_hidden(entry.path()) => {
+                skipped.hidden += 1;
+                if entry.file_type().is_dir() {
+                    walk.skip_current_dir();
+                }
+            }
+            Ok(entry) if entry.file_type().is_file() && keep(entry.path()) => {
+                found.push(entry.into_path());
+            }
+            Ok(_) => {}
+            // Editors lock files by hidden links that lead nowhere.
+            Err(error) if error.depth() > 0 && error.path().is_some_and(is_hidden) => {
+                skipped.hidden += 1;
+            }
+            Err(error) => {
+                let path = error.path().unwrap_or(folder).to_owned();
+                // What is no error of the system's is a link in a circle.
+                if let Some(source) = error.into_io_error() {
+                    unlisted(path, source, keep)?;
+                }
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Reports a path that could not be listed, unless it is a link to nothing that `keep` would not
+/// choose.
+fn unlisted(
+    path: PathBuf,
+    source: io::Error,
+    keep: &impl Fn(&Path) -> bool,
+) -> Result<(), DataError> {
+    if !path.is_symlink() {
+        return Err(DataError::io(path, "list")(source));
+    }
+    if source.kind() == io::ErrorKind::NotFound && !keep(&path) {
+        return Ok(());
+    }
+    Err(DataError::io(path, "follow the link")(source))
+}
+
+/// True if a name starts with a dot.
+fn is_hidden(path: &Path) -> bool {
+    path.file_name()
+        .is_some_and(|name| name.as_encoded_bytes().starts_with(b"."))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -190,5 +246,51 @@ mod tests {
             None
         );
         assert_eq!(skipped.binary, 1);
+    }
+
+    /// A folder of a Hugging Face cache is all links, and had "no text".
+    #[cfg(unix)]
+    #[test]
+    fn links_are_followed_but_in_circles() {
+        use std::os::unix::fs::symlink;
+
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["blobs/0a", "blobs/0b", "more/c.txt"] {
+            let path = dir.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, name).unwrap();
+        }
+        let folder = dir.path().join("snapshots/1");
+        fs::create_dir_all(folder.join("sub")).unwrap();
+        for (target, name) in [
+            ("../../blobs/0b", "b.txt"),
+            ("../../../blobs/0a", "sub/a.txt"),
+            ("../../more", "linked"),
+            ("..", "sub/circle"),
+            ("somebody@somewhere", ".#b.txt"),
+        ] {
+            symlink(target, folder.join(name)).unwrap();
+        }
+        let corpus = Corpus::at(&folder).unwrap();
+        let mut skipped = corpus.skipped;
+        let texts: Vec<_> = corpus
+            .files
+            .iter()
+            .map(|file| corpus.read(file, &mut skipped).unwrap().unwrap())
+            .collect();
+        let expected = ["b.txt", "linked/c.txt", "sub/a.txt"].map(|name| folder.join(name));
+        assert_eq!(corpus.files, expected);
+        assert_eq!(texts, ["blobs/0b", "more/c.txt", "blobs/0a"]);
+        assert_eq!(skipped.hidden, 1);
+
+        symlink("../../blobs/0c", folder.join("gone.txt")).unwrap();
+        let error = Corpus::at(&folder).unwrap_err().to_string();
+        let gone = folder.join("gone.txt");
+        let expected = format!("{}: cannot follow the link: ", gone.display());
+        assert!(error.starts_with(&expected), "{error}");
+        let others = |path: &Path| path != gone;
+        let folders = std::slice::from_ref(&folder);
+        let corpus = Corpus::in_folders(folder.clone(), folders, others).unwrap();
+        assert_eq!(corpus.files.len(), 3);
     }
 }

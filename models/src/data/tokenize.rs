@@ -11,8 +11,10 @@
 //!
 //! A run that was interrupted leaves whole shards and no manifest. The next one with the same
 //! inputs goes on behind the last whole shard, and the shards come out as if nothing had happened.
+//! A run holds the lock of a file in the folder, so that no other one writes there meanwhile.
 
-use std::fs;
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io;
 use std::num::{NonZeroU64, NonZeroUsize};
 use std::path::Path;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -31,6 +33,8 @@ use super::{DataError, Tokenizer, shards};
 const BATCH: usize = 1 << 19;
 /// Documents and parts of documents that are encoded at a time.
 const PARTS: usize = 1 << 12;
+/// The file whose lock a run holds. It is hidden: among texts it is none.
+const LOCK: &str = ".tokens.lock";
 
 /// What to tokenise.
 #[derive(Clone, Copy, Debug)]
@@ -110,8 +114,8 @@ type Order = (Batch, SyncSender<Result<Done, DataError>>);
 /// Tokenises. `progress` hears of every batch.
 ///
 /// # Errors
-/// Any [`DataError`] about the inputs, the tokenizer, or the folder. Whole shards stay and are used
-/// by the next run.
+/// Any [`DataError`] about the inputs, the tokenizer, or the folder, [`DataError::Busy`] while
+/// another process writes there. Whole shards stay and are used by the next run.
 pub fn tokenize(job: Job<'_>, progress: &mut dyn FnMut(Progress)) -> Result<Report, DataError> {
     let like = header(job)?;
     let encoder = Encoder::new(job.tokenizer);
@@ -121,6 +125,7 @@ pub fn tokenize(job: Job<'_>, progress: &mut dyn FnMut(Progress)) -> Result<Repo
         skipped: job.inputs.skipped,
         way: encoder.way(),
     };
+    let _lock = lock(job.folder)?;
     let headers = match earlier(job, &like)? {
         Earlier::Complete(manifest) => {
             report.manifest = manifest;
@@ -345,6 +350,41 @@ fn header(job: Job<'_>) -> Result<ShardHeader, DataError> {
     })
 }
 
+/// Makes a folder and takes the right to write there, until the file is closed. The system gives it
+/// back when a process ends, however it does. None where nothing can be written.
+fn lock(folder: &Path) -> Result<Option<File>, DataError> {
+    fs::create_dir_all(folder).map_err(DataError::io(folder, "create"))?;
+    // It stays when the run is over: removed, it could be locked under its name by one process and
+    // without it by another.
+    let path = folder.join(LOCK);
+    let mut options = OpenOptions::new();
+    let file = options.create(true).truncate(false).write(true).open(&path);
+    let file = match file {
+        Ok(file) => file,
+        Err(error) if is_read_only(&error) => return Ok(None),
+        Err(error) => return Err(DataError::io(path, "open")(error)),
+    };
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => Err(DataError::Busy {
+            path: folder.to_owned(),
+        }),
+        // Some network file systems have no locks; tokens there are worth more than the guard.
+        Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => {
+            Ok(Some(file))
+        }
+        Err(TryLockError::Error(error)) => Err(DataError::io(path, "lock")(error)),
+    }
+}
+
+/// True where a folder of finished tokens can be read and nothing else.
+fn is_read_only(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem
+    )
+}
+
 /// What an earlier run of the same job left.
 enum Earlier {
     /// Everything.
@@ -353,10 +393,9 @@ enum Earlier {
     Shards(Vec<ShardHeader>),
 }
 
-/// Makes the folder, and finds what an earlier run left there.
+/// Finds what an earlier run left in the folder.
 fn earlier(job: Job<'_>, like: &ShardHeader) -> Result<Earlier, DataError> {
     let folder = job.folder;
-    fs::create_dir_all(folder).map_err(DataError::io(folder, "create"))?;
     let complete = Manifest::read(folder);
     let found = match &complete {
         Ok(Some(_)) => Shards::open(folder).map(|shards| {

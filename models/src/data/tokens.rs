@@ -4,8 +4,9 @@
 //! ([`ByteCounts`]), then the ids as u16 (vocabularies up to 65536) or u32.
 //!
 //! # Split
-//! With [`HOLD_OUT_EVERY`] files or more, every [`HOLD_OUT_EVERY`]th whole file is validation text.
-//! With fewer, it is the last 5 % of each file, from a line start on.
+//! With [`HOLD_OUT_EVERY`] text files or more, every [`HOLD_OUT_EVERY`]th whole one is validation
+//! text. With fewer, it is the last 5 % of each, from the line start before them on if there is one
+//! in the 5 % before. Files that are passed over do not count.
 //!
 //! The header holds a fingerprint of sources, tokenizer and split, and one of everything behind it:
 //! a file is used again if both hold, and made anew otherwise.
@@ -27,6 +28,10 @@ pub const HOLD_OUT_EVERY: usize = 20;
 
 const MAGIC: [u8; 8] = *b"NVFP4TOK";
 const VERSION: u64 = 1;
+/// Ends the fingerprint of what was split otherwise at first: files that are passed over counted
+/// then, and the last 5 % began at the line start before them however far away. What both ways
+/// split alike keeps its fingerprint, and so its token files.
+const SPLIT: u64 = 2;
 const FIELDS: usize = 13;
 /// Size of the header: magic, [`FIELDS`] words, and their fingerprint.
 const HEADER: usize = 8 + 8 * FIELDS + 8;
@@ -164,22 +169,22 @@ impl TokenFile {
         folder: &Path,
     ) -> Result<Self, DataError> {
         let (source, texts) = fingerprint(corpus, tokenizer)?;
-        if texts.files == 0 {
-            let skipped = texts.skipped;
+        if texts.files.is_empty() {
             return Err(DataError::NoText {
                 path: corpus.name.clone(),
-                skipped,
+                skipped: texts.skipped,
             });
         }
         let path = folder.join(format!("{source:016x}.tokens"));
         if path.exists()
             && let Ok(open) = Self::open(&path, corpus.name.clone())
             && open.header.source == source
+            && open.has_split_of(&texts)
         {
             return Ok(open);
         }
         fs::create_dir_all(folder).map_err(DataError::io(folder, "create"))?;
-        write(&path, corpus, tokenizer, source)?;
+        write(&path, corpus, tokenizer, source, &texts)?;
         Self::open(&path, corpus.name.clone())
     }
 
@@ -285,6 +290,12 @@ impl TokenFile {
         }
     }
 
+    /// False for a token file of the same texts among files that were passed over, made when those
+    /// counted in the split: it has the fingerprint of the texts alone.
+    fn has_split_of(&self, texts: &Texts<'_>) -> bool {
+        (self.skipped().unusable() > 0) == (texts.skipped.unusable() > 0)
+    }
+
     fn byte_range(&self, split: Split, start: u64, length: u64) -> Range<usize> {
         assert!(
             start
@@ -306,27 +317,42 @@ impl TokenFile {
     }
 }
 
-/// How many files are text, and what was passed over.
-struct Texts {
-    files: u64,
+/// The files that are text, in order, and what was passed over.
+struct Texts<'a> {
+    files: Vec<&'a Path>,
     skipped: Skipped,
 }
 
+impl Texts<'_> {
+    /// True if files are held out as wholes, false if a part of each is.
+    fn are_split_by_file(&self) -> bool {
+        self.files.len() >= HOLD_OUT_EVERY
+    }
+}
+
 /// Fingerprint of sources, tokenizer and split: contents and sizes, not names or times.
-fn fingerprint(corpus: &Corpus, tokenizer: &Tokenizer) -> Result<(u64, Texts), DataError> {
+fn fingerprint<'a>(
+    corpus: &'a Corpus,
+    tokenizer: &Tokenizer,
+) -> Result<(u64, Texts<'a>), DataError> {
     let mut hash = Fingerprint::default();
     hash.update(&VERSION.to_le_bytes());
     hash.update(&(HOLD_OUT_EVERY as u64).to_le_bytes());
     hash.update(&tokenizer.fingerprint().to_le_bytes());
     let mut texts = Texts {
-        files: 0,
+        files: Vec::new(),
         skipped: corpus.skipped,
     };
+    let mut cut_elsewhere = false;
     for path in &corpus.files {
         if let Some(text) = corpus.read(path, &mut texts.skipped)? {
             hash.update(&Fingerprint::of(text.as_bytes()).to_le_bytes());
-            texts.files += 1;
+            cut_elsewhere |= cut(&text, reach(&text)) != cut(&text, usize::MAX);
+            texts.files.push(path);
         }
+    }
+    if texts.skipped.unusable() > 0 || (cut_elsewhere && !texts.are_split_by_file()) {
+        hash.update(&SPLIT.to_le_bytes());
     }
     Ok((hash.finish(), texts))
 }
@@ -337,6 +363,7 @@ fn write(
     corpus: &Corpus,
     tokenizer: &Tokenizer,
     source: u64,
+    texts: &Texts<'_>,
 ) -> Result<(), DataError> {
     let vocab = tokenizer.vocab_size() as u64;
     if i32::try_from(vocab).is_err() {
@@ -346,27 +373,31 @@ fn write(
         });
     }
     let width = if vocab <= 1 << 16 { 2 } else { 4 };
+    let Skipped {
+        hidden,
+        binary,
+        empty,
+    } = texts.skipped;
     let mut header = Header {
         version: VERSION,
         width,
         vocab,
         source,
+        files: texts.files.len() as u64,
+        skipped: [hidden, binary, empty],
         ..Header::default()
     };
     let mut counts = ByteCounts::default();
-    let mut texts = Texts {
-        files: 0,
-        skipped: corpus.skipped,
-    };
-    let whole_files = corpus.files.len() >= HOLD_OUT_EVERY;
+    let whole_files = texts.are_split_by_file();
     let mut payload = Vec::new();
     for split in [Split::Training, Split::Validation] {
-        for (index, file) in corpus.files.iter().enumerate() {
+        for (index, file) in texts.files.iter().enumerate() {
             let held_out = index % HOLD_OUT_EVERY == HOLD_OUT_EVERY - 1;
             if whole_files && held_out != (split == Split::Validation) {
                 continue;
             }
-            let Some(text) = corpus.read(file, &mut texts.skipped)? else {
+            // It was text when its fingerprint was taken; nobody counts what is changed meanwhile.
+            let Some(text) = corpus.read(file, &mut Skipped::default())? else {
                 continue;
             };
             let part = if whole_files {
@@ -374,7 +405,6 @@ fn write(
             } else {
                 part_of(&text, split)
             };
-            texts.files += u64::from(whole_files || split == Split::Training);
             let mut ids = Vec::with_capacity(part.len() + 1);
             tokenizer.encode_into(part, file, &mut ids)?;
             ids.extend(tokenizer.separator());
@@ -392,23 +422,6 @@ fn write(
             }
         }
     }
-    if !whole_files {
-        // Both passes read every file: what was passed over was counted twice.
-        let Skipped {
-            hidden,
-            binary,
-            empty,
-        } = corpus.skipped;
-        texts.skipped.hidden = hidden;
-        texts.skipped.binary = binary + (texts.skipped.binary - binary) / 2;
-        texts.skipped.empty = empty + (texts.skipped.empty - empty) / 2;
-    }
-    header.files = texts.files;
-    header.skipped = [
-        texts.skipped.hidden,
-        texts.skipped.binary,
-        texts.skipped.empty,
-    ];
     let counts = counts.to_bytes();
     let mut sum = Fingerprint::default();
     sum.update(&counts);
@@ -422,18 +435,30 @@ fn write(
     .map_err(DataError::io(path, "write"))
 }
 
-/// The first 95 % of a text, or the rest, cut at a line start.
+/// The first 95 % of a text, or the rest.
 fn part_of(text: &str, split: Split) -> &str {
-    let aim = text.len() - text.len() / HOLD_OUT_EVERY;
-    let newline = text.as_bytes()[..aim]
-        .iter()
-        .rposition(|&byte| byte == b'\n');
-    // A text without line ends is cut at a character.
-    let cut = newline.map_or_else(|| text.floor_char_boundary(aim), |at| at + 1);
+    let cut = cut(text, reach(text));
     match split {
         Split::Training => &text[..cut],
         Split::Validation => &text[cut..],
     }
+}
+
+/// How far before the last 5 % of a text they may begin.
+fn reach(text: &str) -> usize {
+    text.len() / HOLD_OUT_EVERY
+}
+
+/// Where the last 5 % of a text begin: at the last line start before them that lies within `reach`,
+/// or else at a character, for a text may be one long line.
+fn cut(text: &str, reach: usize) -> usize {
+    let aim = text.len() - text.len() / HOLD_OUT_EVERY;
+    // A line starts behind a line end, which may lie one byte further back.
+    let first = aim.saturating_sub(reach).saturating_sub(1);
+    let newline = text.as_bytes()[first..aim]
+        .iter()
+        .rposition(|&byte| byte == b'\n');
+    newline.map_or_else(|| text.floor_char_boundary(aim), |at| first + at + 1)
 }
 
 #[cfg(test)]

@@ -86,6 +86,21 @@ fn folders_patterns_and_packed_files_are_read_in_order() {
     }
 }
 
+/// A link's name says what it is: blobs of a Hugging Face cache are named by their checksums.
+#[cfg(unix)]
+#[test]
+fn links_are_read_in_folders_and_by_patterns() {
+    let folder = folder(&[("blobs/0a", b"{\"text\": \"linked\"}\n"), ("main/x", b"")]);
+    let link = folder.path().join("main/a.jsonl");
+    std::os::unix::fs::symlink("../blobs/0a", link).unwrap();
+    std::os::unix::fs::symlink("main", folder.path().join("other")).unwrap();
+    for name in ["main", "main/a.jsonl", "other", "o*/*.jsonl"] {
+        let names = [folder.path().join(name)];
+        let (found, _) = documents(&names, TextDocuments::File).unwrap();
+        assert_eq!(found, ["linked"], "{name}");
+    }
+}
+
 #[test]
 fn a_line_without_text_is_an_error_with_its_number() {
     for (line, reason) in [

@@ -7,6 +7,7 @@
 //! the lookahead fails exactly there, and one character less is what backtracking finds.
 //!
 //! Matching is leftmost-first, as in the regular expression, and reads as far ahead as it has to.
+//! Which part of it a quantifier took, automata do not know: possessive ones are refused.
 
 use regex_automata::hybrid::BuildError;
 use regex_automata::hybrid::dfa::{Cache, Config, DFA};
@@ -28,6 +29,9 @@ pub(super) struct WordSplitter {
 impl WordSplitter {
     /// The splitter of a pattern; the reason if automata cannot match it.
     pub(super) fn new(pattern: &str) -> Result<Self, String> {
+        if has_possessive_quantifier(pattern) {
+            return Err("its pattern has possessive quantifiers".to_owned());
+        }
         let head = pattern.strip_suffix(LAST_SPACE);
         let patterns = match head {
             Some(head) => vec![head, SPACES],
@@ -101,6 +105,55 @@ impl WordSplitter {
         }
         Ok(Some(if last > start { last } else { end }))
     }
+}
+
+/// True if a `+` stands directly behind a quantifier. The crate takes `x?+` as one that gives
+/// nothing back; regex-syntax has no such thing, reads `(?:x?)+`, and finds other words.
+fn has_possessive_quantifier(pattern: &str) -> bool {
+    let mut rest = pattern;
+    // How many classes are open, for they nest, and whether a quantifier ends where `rest` begins.
+    let (mut classes, mut quantified) = (0_usize, false);
+    while let Some(character) = rest.chars().next() {
+        rest = &rest[character.len_utf8()..];
+        if character == '+' && quantified {
+            return true;
+        }
+        quantified = false;
+        match character {
+            '\\' => rest = behind_escape(rest),
+            '[' => {
+                classes += 1;
+                rest = rest.strip_prefix('^').unwrap_or(rest);
+                // A bracket that comes first is one of the class.
+                rest = rest.strip_prefix(']').unwrap_or(rest);
+            }
+            ']' => classes = classes.saturating_sub(1),
+            '?' | '*' | '+' => quantified = classes == 0,
+            // Outside of classes and escapes, regex-syntax takes a brace for nothing else.
+            '{' if classes == 0 => {
+                rest = behind_brace(rest);
+                quantified = true;
+            }
+            _ => {}
+        }
+    }
+    false
+}
+
+/// What follows an escape whose backslash is before `rest`: a character, or a name in braces.
+fn behind_escape(rest: &str) -> &str {
+    let mut characters = rest.chars();
+    let named = matches!(characters.next(), Some('p' | 'P' | 'x' | 'u' | 'U' | 'b'));
+    let rest = characters.as_str();
+    match rest.strip_prefix('{') {
+        Some(name) if named => behind_brace(name),
+        Some(_) | None => rest,
+    }
+}
+
+/// What follows the brace that closes.
+fn behind_brace(rest: &str) -> &str {
+    rest.split_once('}').map_or("", |(_, behind)| behind)
 }
 
 /// True for a byte that does not begin a character of UTF-8.

@@ -12,6 +12,12 @@ const LLAMA: &str = concat!(
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 );
 
+/// GPT-4's pattern, as tiktoken has it.
+const GPT4: &str = concat!(
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}",
+    r"| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
+);
+
 /// What texts are drawn from: what patterns tell apart, and what they must not.
 const PARTS: [&str; 26] = [
     "the", "th", "other", "a", "Zebra", "é", "中文", "٣", "7", "1234", " ", " ", " ", "  ", "\n",
@@ -25,6 +31,12 @@ fn text(seed: u64, parts: u64) -> String {
 
 /// A tokenizer of two merges: with this pattern, or with GPT-2's, and with these added tokens.
 fn tokenizer(pattern: Option<&str>, added: &[(&str, bool)]) -> Tokenizer {
+    let folder = tempfile::tempdir().unwrap();
+    from_json(folder.path(), &file(pattern, added).to_string())
+}
+
+/// The file of such a tokenizer.
+fn file(pattern: Option<&str>, added: &[(&str, bool)]) -> serde_json::Value {
     let mut json: serde_json::Value = serde_json::from_str(&byte_level_bpe()).unwrap();
     if let Some(pattern) = pattern {
         json["pre_tokenizer"] = serde_json::json!({
@@ -44,15 +56,13 @@ fn tokenizer(pattern: Option<&str>, added: &[(&str, bool)]) -> Tokenizer {
         })
     };
     json["added_tokens"] = added.iter().enumerate().map(token).collect();
-    let folder = tempfile::tempdir().unwrap();
-    from_json(folder.path(), &json.to_string())
+    json
 }
 
 /// The ids of a text in pieces of about this size, put together as `tokenize` does.
 fn in_pieces(tokenizer: &Tokenizer, text: &str, piece: usize) -> (Vec<u32>, usize) {
     let mut encoder = Encoder::new(tokenizer);
     encoder.piece = piece;
-    assert_eq!(encoder.way(), "word by word");
     let path: Arc<Path> = Path::new("text").into();
     let text = Arc::new(Text::read(text.to_owned(), &path));
     let mut worker = encoder.worker();
@@ -99,6 +109,7 @@ fn ids_by_words_are_those_of_the_crate_wherever_a_text_is_cut() {
         tokenizer(Some(r"\p{L}+|\p{N}"), &added),
         tokenizer(Some(r"\p{L}+( \p{L}+)*|[^\p{L}]"), &[]),
     ] {
+        assert_eq!(Encoder::new(&tokenizer).way(), "word by word");
         for seed in 0..60 {
             let text = text(seed, 1 + seed * 5);
             let expected = whole(&tokenizer, &text);
@@ -113,6 +124,67 @@ fn ids_by_words_are_those_of_the_crate_wherever_a_text_is_cut() {
         wrong > 1000,
         "only {wrong} pieces began within a word: that is not tested"
     );
+}
+
+/// regex-syntax reads `x?+` as `(?:x?)+`, and the crate as one that gives nothing back: `::vec` was
+/// one word here and is two there.
+#[test]
+fn possessive_quantifiers_are_left_to_the_crate() {
+    for pattern in [
+        GPT4,
+        "a?+",
+        "a++",
+        "a*+",
+        "a{1,3}+",
+        "a+?+",
+        "[+]++",
+        r"[a\]+]?+",
+        "[]+]*+",
+        r"\+++",
+        r"\p{L}?+x",
+        r"\d{2}+",
+    ] {
+        let reason = WordSplitter::new(pattern).unwrap_err();
+        assert!(reason.contains("possessive"), "{pattern}: {reason}");
+    }
+    for pattern in [
+        LLAMA,
+        BYTE_LEVEL,
+        r"\++",
+        "[+]+",
+        r"[a\]+]+",
+        "[]+]+",
+        "[^]+]+",
+        "[a[?+]*+]+",
+        "[{2}+]+",
+        r"\p{L}+",
+        r"\x{41}+",
+        r"\\+",
+        "a+?",
+        "a??b",
+        "(?:a?)+b",
+        "a{2}b+",
+    ] {
+        let refused = WordSplitter::new(pattern).err();
+        assert_eq!(refused, None, "{pattern}");
+    }
+
+    let mut json = file(Some(GPT4), &[]);
+    // Merges across the places where only one of the readings cuts.
+    let merges = [(":", "v"), ("\"", "h"), ("Ġ", "Ġ")];
+    for (number, (left, right)) in merges.into_iter().enumerate() {
+        json["model"]["vocab"][format!("{left}{right}")] = (258 + number).into();
+        let list = json["model"]["merges"].as_array_mut().unwrap();
+        list.push(serde_json::json!([left, right]));
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let tokenizer = from_json(folder.path(), &json.to_string());
+    let way = Encoder::new(&tokenizer).way();
+    assert!(way.contains("possessive"), "{way}");
+    for text in ["std::vec", "say (\"hello\")", "\n    return x"] {
+        let (ids, _) = in_pieces(&tokenizer, text, 1 << 20);
+        assert_eq!(ids, whole(&tokenizer, text), "{text:?}");
+    }
 }
 
 #[test]

@@ -65,12 +65,13 @@ fn ids(folder: &Path) -> Vec<u32> {
     ids.into_iter().map(i32::cast_unsigned).collect()
 }
 
-/// Every file of a folder.
+/// Every file of a folder but the lock.
 fn files(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     let entries = fs::read_dir(folder)
         .unwrap()
         .map(|entry| entry.unwrap().path());
     let mut files: Vec<_> = entries
+        .filter(|path| !path.ends_with(LOCK))
         .map(|path| {
             (
                 path.strip_prefix(folder).unwrap().to_owned(),
@@ -236,6 +237,31 @@ fn other_inputs_are_refused_or_replaced() {
     case.run(&Tokenizer::Bytes, &out, 2000, 2, Existing::Replace)
         .unwrap();
     ids(&out);
+}
+
+/// Two processes wrote shards of the same names, and each took those of the other for its own.
+#[test]
+fn a_folder_that_another_process_writes_to_is_left_alone() {
+    let case = Case::new(&text(100));
+    let out = case.out("out");
+    let run = |full, existing| case.run(&Tokenizer::Bytes, &out, full, 2, existing);
+    // At first there is nothing in it, then the tokens of other parameters.
+    for full in [1000, 2000] {
+        let other = lock(&out).unwrap();
+        let before = files(&out);
+        for existing in [Existing::Keep, Existing::Replace] {
+            let error = run(full, existing).unwrap_err();
+            assert!(matches!(error, DataError::Busy { .. }), "{error}");
+            let expected = format!("{}: another process writes tokens there", out.display());
+            assert!(error.to_string().starts_with(&expected), "{error}");
+        }
+        assert_eq!(files(&out), before);
+        drop(other);
+        run(full, Existing::Replace).unwrap();
+    }
+    // The lock is no text.
+    let skipped = Inputs::find(std::slice::from_ref(&out)).unwrap().skipped;
+    assert_eq!((skipped.hidden, skipped.binary, skipped.empty), (1, 0, 0));
 }
 
 #[test]

@@ -313,6 +313,7 @@ impl Prepared {
     }
 
     fn first_line(&self) -> LogLine {
+        let validation = self.data.validation_fingerprint();
         LogLine::Start {
             config: json!(self.config),
             model: json!(self.model),
@@ -321,6 +322,7 @@ impl Prepared {
                 "corpus": self.data.name(),
                 "tokenizer": self.tokenizer.name(),
                 "fingerprint": format!("{:016x}", self.data.fingerprint()),
+                "validation_fingerprint": validation.map(|it| format!("{it:016x}")),
                 "files": self.data.file().map(TokenFile::files),
                 "train_tokens": self.data.tokens(Split::Training),
                 "validation_tokens": self.data.tokens(Split::Validation),

@@ -42,6 +42,7 @@ pub struct Dataset {
     /// Streams with their share of the validation windows.
     held_out: Vec<(TokenStream, f64)>,
     fingerprint: u64,
+    validation_fingerprint: Option<u64>,
 }
 
 /// How the sources of a run are read.
@@ -72,6 +73,7 @@ impl Dataset {
         Ok(Self {
             name: file.corpus().to_owned(),
             fingerprint: file.fingerprint(),
+            validation_fingerprint: None,
             mixture: Arc::new(Mixture::of_file(file.clone(), length, seed)?),
             sources: vec![Opened::File(file)],
             held_out: vec![(held_out, 1.0)],
@@ -115,8 +117,10 @@ impl Dataset {
         for source in &sources {
             fingerprint.update(&source.fingerprint().to_le_bytes());
         }
+        let mut validation_fingerprint = None;
         if let Some(HeldOut::Folder(path)) = held_out {
             let shards = shards(path, tokenizer)?;
+            validation_fingerprint = Some(shards.fingerprint());
             let range = 0..shards.tokens();
             let split = Split::Validation;
             valid = vec![(
@@ -145,6 +149,7 @@ impl Dataset {
             sources,
             held_out: valid,
             fingerprint: fingerprint.finish(),
+            validation_fingerprint,
         })
     }
 
@@ -183,9 +188,16 @@ impl Dataset {
         out
     }
 
-    /// Equal for equal sources, tokenizer and split.
+    /// Equal for equal sources and tokenizer. A folder of its own for validation is not in it, so
+    /// that a run may be resumed with another one.
     pub fn fingerprint(&self) -> u64 {
         self.fingerprint
+    }
+
+    /// Equal for equal tokens in the folder that is for validation; `None` where a part of the
+    /// sources is held out, which [`Self::fingerprint`] is of.
+    pub fn validation_fingerprint(&self) -> Option<u64> {
+        self.validation_fingerprint
     }
 
     /// Number of training tokens, or of those held out.
@@ -307,4 +319,65 @@ fn shards(path: &Path, tokenizer: &Tokenizer) -> Result<Arc<Shards>, DataError> 
 )]
 fn share_of(share: f64, count: u64) -> u64 {
     ((share * count as f64).round() as u64).min(count)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::num::NonZeroU64;
+
+    use super::*;
+    use crate::data::documents::{Inputs, Layout, TextDocuments};
+    use crate::data::tokenize::{Existing, Job, tokenize};
+
+    /// A folder of tokens of this text.
+    fn tokens(folder: &Path, name: &str, text: &str) -> PathBuf {
+        let (path, out) = (folder.join(format!("{name}.txt")), folder.join(name));
+        fs::write(&path, text).unwrap();
+        let job = Job {
+            inputs: &Inputs::find(&[path]).unwrap(),
+            layout: &Layout {
+                text: TextDocuments::BlankLine,
+                field: "text".to_owned(),
+            },
+            tokenizer: &Tokenizer::Bytes,
+            folder: &out,
+            shard_tokens: NonZeroU64::new(1000).unwrap(),
+            threads: NonZeroUsize::MIN,
+            existing: Existing::Keep,
+        };
+        tokenize(job, &mut |_| {}).unwrap();
+        out
+    }
+
+    /// Nothing told a folder for validation from another one: a study paired runs across them.
+    #[test]
+    fn a_folder_for_validation_has_a_fingerprint_and_is_in_no_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path();
+        let train = tokens(folder, "train", &"one and two\n\n".repeat(50));
+        let [first, second] =
+            ["first", "second"].map(|name| tokens(folder, name, &format!("{name}\n\n").repeat(20)));
+        let open = |held_out: &HeldOut| {
+            let reading = Reading {
+                curriculum: Curriculum::single(),
+                sequences: 10,
+                length: NonZeroUsize::new(16).unwrap(),
+                seed: 1,
+            };
+            let paths = std::slice::from_ref(&train);
+            Dataset::open(paths, Some(held_out), reading, &Tokenizer::Bytes, folder).unwrap()
+        };
+        let (a, b) = (
+            open(&HeldOut::Folder(first)),
+            open(&HeldOut::Folder(second)),
+        );
+        assert!(a.validation_fingerprint().is_some());
+        assert_ne!(a.validation_fingerprint(), b.validation_fingerprint());
+        // That of the sources, which is in the identity of runs, knows nothing of it.
+        let held_out = open(&HeldOut::Share(0.1));
+        assert_eq!(held_out.validation_fingerprint(), None);
+        assert_eq!(a.fingerprint(), b.fingerprint());
+        assert_eq!(a.fingerprint(), held_out.fingerprint());
+    }
 }

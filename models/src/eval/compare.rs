@@ -62,6 +62,18 @@ pub fn compare(a: &Results, b: &Results) -> Result<Vec<Difference>, EvalError> {
     Ok(tasks.flat_map(|task| of_task(&task.task, a, b)).collect())
 }
 
+/// Says so if two files were made with batches of other sizes, which a recipe that takes one scale
+/// for a whole batch tells apart.
+pub fn other_batches(a: &Results, b: &Results) -> Option<String> {
+    let (a, b) = (a.run.batch_tokens, b.run.batch_tokens);
+    (a != b).then(|| {
+        format!(
+            "A was made with --batch-tokens {a}, B with {b}: where a recipe takes one scale for a \
+             whole batch, that is in the difference too"
+        )
+    })
+}
+
 /// Checks that the same was asked.
 fn same_tasks(a: &[TaskRun], b: &[TaskRun]) -> Result<(), String> {
     let names =
@@ -79,8 +91,12 @@ fn same_tasks(a: &[TaskRun], b: &[TaskRun]) -> Result<(), String> {
             ));
         }
         if a.questions != b.questions {
+            let examples = match a.shots {
+                0 => "",
+                _ => " or the examples before them",
+            };
             return Err(format!(
-                "the questions of {task} were read from different files"
+                "the questions of {task}{examples} were read from different files"
             ));
         }
     }
@@ -210,5 +226,24 @@ mod tests {
             refused(&shots),
             "the questions of t were read from different files"
         );
+        let mut asked = a.clone();
+        (asked.run.tasks[0].shots, shots.run.tasks[0].shots) = (5, 5);
+        let error = compare(&asked, &shots).unwrap_err().to_string();
+        let expected = "the questions of t or the examples before them were read from different";
+        assert!(error.contains(expected), "{error}");
+    }
+
+    #[test]
+    fn batches_of_another_size_are_said_and_refuse_nothing() {
+        let a = results("a", "t", &[("1", true)]);
+        let mut b = a.clone();
+        assert_eq!(other_batches(&a, &b), None);
+        b.run.batch_tokens = 1024;
+        let note = other_batches(&a, &b).unwrap();
+        assert!(
+            note.starts_with("A was made with --batch-tokens 64, B with 1024"),
+            "{note}"
+        );
+        assert!(compare(&a, &b).is_ok());
     }
 }

@@ -60,7 +60,8 @@ pub struct TaskRun {
     pub shots: usize,
     /// Its items.
     pub items: usize,
-    /// Fingerprint of the files of questions, in hexadecimal.
+    /// Fingerprint of the files of questions, and of that of examples where there are any, in
+    /// hexadecimal.
     pub questions: String,
 }
 
@@ -91,7 +92,7 @@ impl Lines<'_> {
     /// # Errors
     /// [`EvalError::Io`], a full disk for one.
     pub fn write(&mut self, line: &Line) -> Result<(), EvalError> {
-        let text = serde_json::to_string(line).expect("names and finite numbers are valid json");
+        let text = serde_json::to_string(line).expect("names and numbers are valid json");
         writeln!(self.out, "{text}").map_err(cannot_write(&self.path))
     }
 }
@@ -201,7 +202,9 @@ impl Results {
 pub(super) mod tests {
     use std::collections::BTreeMap;
 
+    use super::super::compare::compare;
     use super::super::outcome::{Measure, Response};
+    use super::super::tasks::{Group, text};
     use super::*;
 
     /// Results of a task whose items have these names and are right or wrong.
@@ -261,6 +264,43 @@ pub(super) mod tests {
         expected.path.clone_from(&path);
         assert_eq!(Results::read(&path).unwrap(), expected);
         assert_eq!(fs::read_to_string(&path).unwrap().lines().count(), 4);
+    }
+
+    /// JSON has null for infinity, and a file with that in a summary was refused.
+    #[test]
+    fn a_figure_beyond_all_numbers_does_not_make_the_file_unreadable() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("out.jsonl");
+        let response = Response::Text {
+            log_likelihood: -5000.0,
+            tokens: 900,
+            words: 1,
+            bytes: 900,
+        };
+        let mut expected = results("", text::NAME, &[("long.txt", true)]);
+        let outcome = &mut expected.items[0].outcome;
+        (outcome.response, outcome.correct) = (response, BTreeMap::new());
+        let outcomes = [(text::NAME, &expected.items[0].outcome)];
+        let summary = Summary::new(text::NAME, Group::Single, text::MEASURES, outcomes);
+        let value = |summary: &Summary| summary.figures[&Measure::WordPerplexity].value;
+        assert_eq!(value(&summary), f64::INFINITY);
+        write::<EvalError>(&path, |lines| {
+            lines.write(&Line::Run(expected.run.clone()))?;
+            lines.write(&Line::Item(expected.items[0].clone()))?;
+            lines.write(&Line::Summary(summary))
+        })
+        .unwrap();
+        let read = Results::read(&path).unwrap();
+        assert_eq!(read.items, expected.items);
+        let differences = compare(&read, &read).unwrap();
+        assert_eq!(differences.len(), 1);
+        assert_eq!(differences[0].difference.value, 0.0);
+        let whole = fs::read_to_string(&path).unwrap();
+        let last: Line = serde_json::from_str(whole.lines().last().unwrap()).unwrap();
+        match last {
+            Line::Summary(summary) => assert!(value(&summary).is_nan()),
+            line @ (Line::Run(_) | Line::Item(_)) => panic!("{line:?}"),
+        }
     }
 
     #[test]

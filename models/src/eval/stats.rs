@@ -11,16 +11,24 @@
 //!
 //! Source: lm-evaluation-harness 0.4.13, `api/metrics.py` (1 to 3); McNemar 1947.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// A mean with its standard error.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Figure {
-    /// The mean, or a function of it.
+    /// The mean, or a function of it; null in a file where it is no finite number.
+    #[serde(deserialize_with = "number_or_nan")]
     pub value: f64,
     /// Its standard error; `None` where one number has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stderr: Option<f64>,
+}
+
+/// A number, or NaN for what JSON has in place of one that is not finite: the perplexity per word
+/// of a long text without white space is beyond every number.
+fn number_or_nan<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    let number = Option::<f64>::deserialize(deserializer)?;
+    Ok(number.unwrap_or(f64::NAN))
 }
 
 /// A figure of one part of a group.

@@ -86,7 +86,8 @@ pub struct Loaded {
     pub items: Vec<Item>,
     /// Examples before each question.
     pub shots: usize,
-    /// Tells the files of questions apart: equal values, equal bytes.
+    /// Tells the files of questions apart, and that of examples where there are any: equal values,
+    /// equal bytes.
     pub fingerprint: u64,
 }
 

@@ -9,9 +9,10 @@
 //!    on.
 //! 4. Validations at equal steps read the same windows and are compared as they are.
 //! 5. The gap at the end of training is that of step 2 over the last 15 % of the steps ([`tail`]),
-//!    of runs that are whole. It measures hundreds of batches where a validation measures one set
-//!    of windows, so it is the sharper of the two; but what a run remembers of text that it has
-//!    seen before is in it.
+//!    by their numbers: of a step without an update there is no pair, and the others stay. It is of
+//!    runs that are whole and never went back. It measures hundreds of batches where a validation
+//!    measures one set of windows, so it is the sharper of the two; but what a run remembers of
+//!    text that it has seen before is in it.
 
 use std::collections::BTreeMap;
 
@@ -62,10 +63,14 @@ pub fn tail(steps: u64) -> usize {
 
 /// Step 5: the gap of the training losses at the end, `steps` being those of the whole run.
 pub fn last_training_gap(run: &RunRecord, reference: &RunRecord, steps: u64) -> Option<f64> {
+    let is_whole = |it: &RunRecord| it.step() == steps && it.first_other_batch().is_none();
+    if !(is_whole(run) && is_whole(reference)) {
+        return None;
+    }
+    let before = steps.saturating_sub(tail(steps) as u64);
     let pairs = pairs(run, reference);
-    let begin = pairs.len().checked_sub(tail(steps))?;
-    let (last, gap) = gap_over(&pairs[begin..])?;
-    (last == steps).then_some(gap)
+    let begin = pairs.partition_point(|(step, ..)| *step <= before);
+    gap_over(&pairs[begin..]).map(|(_, gap)| gap)
 }
 
 /// Steps 1 to 3: the gap of training losses by step.
@@ -154,7 +159,7 @@ pub fn thinned(points: &[GapPoint], most: usize) -> Vec<GapPoint> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::train::log::RewindLine;
+    use crate::train::log::{RewindLine, SkipReason, SkippedLine};
 
     fn record(losses: &[(u64, f64)]) -> RunRecord {
         let point = |&(step, loss): &(u64, f64)| StepPoint {
@@ -229,6 +234,45 @@ mod tests {
         assert_eq!(gap(&losses(18, 20)), Some(50.0));
         assert_eq!(gap(&losses(17, 20)), Some(0.0));
         assert_eq!(gap(&losses(18, 19)), None);
+    }
+
+    /// Pairs were counted back from the last one, which had to be the last step: a skipped step
+    /// moved the window, and at the end of a run it took the gap of that seed away.
+    #[test]
+    fn a_skipped_step_costs_the_last_gap_that_step_alone() {
+        let losses = |at: u64, skipped: u64| {
+            let loss = |step| (step, if step == at { 5.0 } else { 2.0 });
+            let steps = (1..=20).filter(|step| *step != skipped);
+            let mut run = record(&steps.map(loss).collect::<Vec<_>>());
+            if skipped > 0 {
+                run.skipped.push(SkippedLine {
+                    step: skipped,
+                    reason: SkipReason::NonFinite,
+                    loss: "NaN".to_owned(),
+                    grad_norm: "NaN".to_owned(),
+                    place: None,
+                    in_a_row: 1,
+                    skipped: 1,
+                });
+            }
+            run
+        };
+        let gap = |run: &RunRecord, reference: &RunRecord| last_training_gap(run, reference, 20);
+        for skipped in [19, 20] {
+            // Two pairs are left of 18, 19 and 20.
+            assert_eq!(gap(&losses(18, skipped), &losses(0, 0)), Some(75.0));
+            assert_eq!(gap(&losses(18, 0), &losses(0, skipped)), Some(75.0));
+            assert_eq!(gap(&losses(17, skipped), &losses(0, 0)), Some(0.0));
+        }
+        let mut rewound = losses(18, 0);
+        rewound.rewinds.push(RewindLine {
+            from: 20,
+            to: 19,
+            loss: 9.0,
+            limit: 3.0,
+            rewinds: 1,
+        });
+        assert_eq!(gap(&rewound, &losses(0, 0)), None);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use super::StudyError;
 use super::gap::{
@@ -17,7 +18,7 @@ use super::gap::{
 use super::plan::{PlannedRun, Study, run_differences};
 use super::record::{RunEnd, RunRecord};
 use super::statistics::{Pooled, Summary};
-use crate::checkpoint::run::RunDirectory;
+use crate::checkpoint::run::{RunDirectory, differences};
 use crate::train::config::TrainConfig;
 use crate::train::log::FinalLine;
 
@@ -126,11 +127,11 @@ pub type Records = BTreeMap<(String, u64), RunRecord>;
 /// Reads every run of a study that is in its folder.
 ///
 /// # Errors
-/// [`StudyError::Differs`] for the first run that is another one than the study asks for,
-/// [`StudyError::OtherData`] if two read other tokens or make other models, what cannot be read.
+/// [`StudyError::Differs`] for the first run that is another one than the study asks for, or that
+/// makes another model than an earlier one, [`StudyError::OtherData`] if two read other tokens,
+/// what cannot be read.
 pub fn read_runs(study: &Study, folder: &Path) -> Result<Records, StudyError> {
-    let mut records = Records::new();
-    let mut first: Option<(PathBuf, String)> = None;
+    let mut read: Vec<(PathBuf, PlannedRun, RunRecord)> = Vec::new();
     for run in study.runs() {
         let path = run.folder(folder);
         let log = RunDirectory::at(&path).log();
@@ -139,23 +140,60 @@ pub fn read_runs(study: &Study, folder: &Path) -> Result<Records, StudyError> {
         }
         let record = RunRecord::read(&log)?;
         check_run(&path, &run)?;
-        let (tokens, parameters) = (record.fingerprint(), record.parameters);
-        let here = format!("tokens {tokens} into {parameters} parameters");
-        if let Some((other, there)) = &first {
-            if here != *there {
-                return Err(StudyError::OtherData {
-                    path,
-                    other: other.clone(),
-                    here,
-                    there: there.clone(),
-                });
-            }
-        } else {
-            first = Some((path, here));
+        // Every earlier one: not each log says what was validated on, so the first may not tell.
+        for (other, _, there) in &read {
+            check_alike((path.as_path(), &record), (other.as_path(), there))?;
         }
-        records.insert((run.arm, run.seed), record);
+        read.push((path, run, record));
     }
-    Ok(records)
+    let read = read.into_iter();
+    Ok(read
+        .map(|(_, run, record)| ((run.arm, run.seed), record))
+        .collect())
+}
+
+/// Checks that a run reads the tokens of an earlier one into the same model; each with its folder.
+///
+/// # Errors
+/// As [`read_runs`].
+fn check_alike(
+    (path, here): (&Path, &RunRecord),
+    (other, there): (&Path, &RunRecord),
+) -> Result<(), StudyError> {
+    let trained = (here.fingerprint(), there.fingerprint());
+    let validated = here.validation_fingerprint();
+    let validated = validated.zip(there.validation_fingerprint());
+    let tokens = [("tokens", Some(trained)), ("validation tokens", validated)];
+    for (what, fingerprints) in tokens {
+        if let Some((here, there)) = fingerprints
+            && here != there
+        {
+            return Err(StudyError::OtherData {
+                path: path.to_owned(),
+                other: other.to_owned(),
+                here: format!("{what} {here}"),
+                there: format!("{what} {there}"),
+            });
+        }
+    }
+    let differences = model_differences(here, (other, there));
+    if differences.is_empty() {
+        return Ok(());
+    }
+    let path = path.to_owned();
+    Err(StudyError::Differs { path, differences })
+}
+
+/// Every field in which the model of a run is another one than that of the run in `other`.
+fn model_differences(here: &RunRecord, (other, there): (&Path, &RunRecord)) -> Vec<String> {
+    let model = |record: &RunRecord| json!({ "model": record.model });
+    // Both sides are as JSON is read, which may lose the last bit of a number.
+    let there = serde_json::from_str(&model(there).to_string()).unwrap_or(Value::Null);
+    let between = format!(" in {} and ", other.display());
+    let found = differences(&there, &model(here)).into_iter();
+    found
+        .map(|it| it.replacen(" in the checkpoint and ", &between, 1))
+        .collect()
 }
 
 /// Checks that the run in a folder is the one that a study asks for, by its `config.toml`; a folder
@@ -270,29 +308,48 @@ impl Outcome {
     }
 
     /// What tells two arms apart, by the spread of all of them.
+    ///
+    /// Where a run ends that diverged says nothing about noise: its arm is left out. The reference
+    /// is in every gap, so with such a run of it nothing is said.
     fn pooled(&self) -> Option<String> {
         let others = self.arms.iter().filter(|arm| arm.name != self.reference);
+        let sound = others.clone().filter(|arm| arm.diverged == 0);
+        let mut references = self.arms.iter().filter(|arm| arm.name == self.reference);
+        if references.any(|arm| arm.diverged > 0) {
+            return None;
+        }
         let pool =
-            |gap: fn(&ArmOutcome) -> Option<Summary>| Pooled::of(others.clone().filter_map(gap));
+            |gap: fn(&ArmOutcome) -> Option<Summary>| Pooled::of(sound.clone().filter_map(gap));
         let validation = pool(|arm| arm.gap_percent)?;
-        let training = pool(|arm| arm.training_gap_percent)?;
-        let seeds = self
-            .arms
-            .iter()
-            .filter_map(|arm| Some(arm.gap_percent?.seeds));
+        let training = pool(|arm| arm.training_gap_percent);
+        let seeds = sound.clone().filter_map(|arm| Some(arm.gap_percent?.seeds));
         let most = seeds.max()?;
+        let (deviation, freedom) = (validation.deviation, validation.freedom);
+        let deviates = match training {
+            None => format!("{deviation:.2} % ({freedom} degrees of freedom)"),
+            Some(training) if training.freedom == freedom => format!(
+                "{deviation:.2} % ({:.2} % in training; {freedom} degrees of freedom)",
+                training.deviation
+            ),
+            Some(training) => format!(
+                "{deviation:.2} % ({freedom} degrees of freedom) and by {:.2} % in training ({} \
+                 degrees of freedom)",
+                training.deviation, training.freedom
+            ),
+        };
         let differ = |seeds: usize| {
-            let [validation, training] = [validation, training].map(|it| it.resolves(seeds));
-            format!("{validation:.2} % ({training:.2} % in training)")
+            let training = training.map(|it| format!(" ({:.2} % in training)", it.resolves(seeds)));
+            let training = training.unwrap_or_default();
+            format!("{:.2} %{training}", validation.resolves(seeds))
+        };
+        let left_out = match others.count() - sound.count() {
+            0 => "",
+            _ => " and no diverged run",
         };
         Some(format!(
-            "Over {} arms with several seeds a gap deviates by {:.2} % ({:.2} % in training; {} \
-             degrees of freedom). By that, two arms differ beyond noise if they are {} apart with \
-             {most} seeds each, {} with one.",
+            "Over {} arms with several seeds{left_out} a gap deviates by {deviates}. By that, two \
+             arms differ beyond noise if they are {} apart with {most} seeds each, {} with one.",
             validation.groups,
-            validation.deviation,
-            training.deviation,
-            validation.freedom,
             differ(most),
             differ(1),
         ))

@@ -213,6 +213,12 @@ impl RunRecord {
         self.data["fingerprint"].as_str().unwrap_or_default()
     }
 
+    /// Fingerprint of the folder of tokens that is for validation; `None` without one, and in logs
+    /// of before.
+    pub fn validation_fingerprint(&self) -> Option<&str> {
+        self.data["validation_fingerprint"].as_str()
+    }
+
     /// The median speed of its steps: a mean would count the compilation of kernels and the steps
     /// that were sampled.
     pub fn tokens_per_second(&self) -> Option<f64> {

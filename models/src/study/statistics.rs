@@ -80,10 +80,13 @@ pub struct Pooled {
 }
 
 impl Pooled {
-    /// Pools the groups that have a spread; `None` if there are fewer than two.
+    /// Pools the groups that have a spread, and a finite one: a number that is none would be all
+    /// that is left of the others. `None` if there are fewer than two.
     pub fn of(groups: impl Iterator<Item = Summary>) -> Option<Self> {
         let spreads = groups.filter_map(|group| Some((group.seeds - 1, group.spread?.deviation)));
-        let spreads: Vec<_> = spreads.collect();
+        let spreads: Vec<_> = spreads
+            .filter(|(_, deviation)| deviation.is_finite())
+            .collect();
         let freedom: usize = spreads.iter().map(|(freedom, _)| freedom).sum();
         let squares = spreads.iter().map(|(n, s)| *n as f64 * s * s).sum::<f64>();
         (spreads.len() > 1).then(|| Self {
@@ -134,6 +137,17 @@ mod tests {
         let expected = 3.182 * pooled.deviation * (2.0_f64 / 3.0).sqrt();
         assert!((pooled.resolves(3) - expected).abs() < 1e-12);
         assert_eq!(Pooled::of(groups[..2].iter().copied()), None);
+    }
+
+    #[test]
+    fn a_group_with_a_number_that_is_none_is_not_pooled() {
+        let of = |values: &[f64]| Summary::of(values).unwrap();
+        let groups = [of(&[1.0, 3.0]), of(&[4.0, 6.0]), of(&[5.0, f64::NAN])];
+        let more = [of(&[f64::INFINITY, 5.0])];
+        let pooled = Pooled::of(groups.into_iter().chain(more)).unwrap();
+        assert_eq!((pooled.groups, pooled.freedom), (2, 2));
+        assert!((pooled.deviation - 2.0_f64.sqrt()).abs() < 1e-12);
+        assert_eq!(Pooled::of(groups[1..].iter().copied()), None);
     }
 
     #[test]

@@ -27,7 +27,8 @@ pub enum LogLine {
         model: Value,
         /// Number of parameters.
         parameters: u64,
-        /// What was tokenised.
+        /// What was tokenised. `validation_fingerprint` is of a folder that is for validation:
+        /// null without one, absent in logs of before.
         data: Value,
         /// Devices that train together.
         #[serde(default = "one")]

@@ -165,6 +165,58 @@ fn a_run_of_another_study_is_refused_and_never_mixed_in() {
     );
 }
 
+/// Only parameters were counted, and the model that this makes has as many.
+#[test]
+fn a_model_file_that_was_changed_between_runs_is_not_mixed_in() {
+    let desk = desk();
+    succeeds(&desk, "--only plain --seeds 1");
+    let model = fs::read_to_string(desk.path("model.json")).unwrap();
+    let mut model: serde_json::Value = serde_json::from_str(&model).unwrap();
+    assert!(model["layer_norm_epsilon"].is_number(), "{model}");
+    model["layer_norm_epsilon"] = serde_json::json!(0.25);
+    desk.write("model.json", model.to_string().as_bytes());
+    let output = compare(&desk, "--only fp4 --seeds 1");
+    check_error(
+        &output,
+        1,
+        &[
+            "fp4/seed-1: this run",
+            "model.norm_eps is ",
+            "plain/seed-1 and 0.25 here",
+        ],
+    );
+}
+
+/// The tokens of a folder for validation were in no fingerprint.
+#[test]
+fn a_run_validated_on_tokens_that_were_replaced_is_not_mixed_in() {
+    let desk = desk();
+    let config = fs::read_to_string(desk.path("run.toml")).unwrap();
+    let folders = "path = \"tokens/train\"\nvalidation = { path = \"tokens/val\" }";
+    let config = config.replace("path = \"text.txt\"", folders);
+    desk.write("run.toml", config.as_bytes());
+    let tokenize = |line: &str, folder: &str| {
+        desk.write("new.txt", line.repeat(400).as_bytes());
+        let command = format!("tokenize new.txt --tokenizer bytes --force --out tokens/{folder}");
+        let output = desk.command(&command).output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{stderr}");
+    };
+    tokenize("one and two make three\n", "train");
+    tokenize("four and five make nine\n", "val");
+    succeeds(&desk, "--only plain");
+    tokenize("six and seven make thirteen\n", "val");
+    let output = compare(&desk, "--only fp4 --seeds 1");
+    check_error(
+        &output,
+        1,
+        &[
+            "fp4/seed-1: validation tokens ",
+            "plain/seed-1 has validation tokens",
+        ],
+    );
+}
+
 #[test]
 fn a_wrong_arm_is_named_before_anything_runs() {
     let desk = desk();

@@ -149,6 +149,43 @@ fn a_text_has_bits_per_byte() {
     assert!((7.0..9.0).contains(&bits), "{bits}");
 }
 
+/// Its perplexity per word is beyond every number, for which JSON has null: the file was refused.
+#[test]
+fn a_long_text_without_white_space_has_results_that_can_be_compared() {
+    let shelf = shelf();
+    shelf.write("long.txt", &"abcdefgh".repeat(200));
+    let printed = table(&shelf, "--model model --text long.txt --out out.jsonl");
+    let row = printed.lines().find(|line| line.starts_with("text  "));
+    assert!(row.unwrap().trim_end().ends_with(" inf"), "{printed}");
+    let figures = &results(&shelf, "out.jsonl")[2]["figures"];
+    assert_eq!(figures["word_perplexity"], json!({"value": null}));
+    let compared = ["eval", "compare", "out.jsonl", "out.jsonl"];
+    let output = shelf.command(&compared).output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{stderr}");
+    let printed = String::from_utf8(output.stdout).unwrap();
+    assert!(printed.contains("bits_per_byte"), "{printed}");
+}
+
+/// Examples were in no fingerprint.
+#[test]
+fn results_with_other_examples_are_not_compared() {
+    let shelf = shelf();
+    let tasks = "--model model --data data --task piqa --shots 1";
+    let example = |goal: &str| json!({"goal": goal, "sol1": "a", "sol2": "b", "label": 0});
+    for (goal, out) in [("cut bread", "a.jsonl"), ("cut cheese", "b.jsonl")] {
+        shelf.write("data/piqa/train.jsonl", &lines(&[example(goal)]));
+        table(&shelf, &format!("{tasks} --out {out}"));
+    }
+    let compare = |a: &str, b: &str| shelf.command(&["eval", "compare", a, b]).output().unwrap();
+    assert!(compare("a.jsonl", "a.jsonl").status.success());
+    check_error(
+        &compare("a.jsonl", "b.jsonl"),
+        1,
+        &["the questions of piqa or the examples before them were read from different files"],
+    );
+}
+
 #[test]
 fn generated_texts_are_kept_with_the_answers_that_were_found() {
     let shelf = shelf();
@@ -189,6 +226,13 @@ fn two_results_are_compared_item_by_item() {
         piqa.contains("0.0000 ± 0.0000") && piqa.contains("1.000e0"),
         "{piqa}"
     );
+
+    table(
+        &shelf,
+        &format!("--model other {tasks} --batch-tokens 7 --out e.jsonl"),
+    );
+    let printed = String::from_utf8(compare("a.jsonl", "e.jsonl").stdout).unwrap();
+    assert!(printed.contains(", B with 7: where a recipe"), "{printed}");
 
     table(
         &shelf,

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use burn_nvfp4_models::eval::compare::Difference;
+use burn_nvfp4_models::eval::compare::{Difference, other_batches};
 use burn_nvfp4_models::eval::evaluator::Assignment;
 use burn_nvfp4_models::eval::outcome::Measure;
 use burn_nvfp4_models::eval::results::Results;
@@ -64,6 +64,9 @@ pub(super) fn comparison(a: &Results, b: &Results, differences: &[Difference]) -
             results.run.model,
             results.run.precision
         );
+    }
+    if let Some(note) = other_batches(a, b) {
+        let _ = writeln!(out, "{note}");
     }
     let width = differences
         .iter()

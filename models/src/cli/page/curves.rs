@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use burn_nvfp4_models::study::gap::{training_gap, validation_gap, window};
+use burn_nvfp4_models::study::gap::window;
 use burn_nvfp4_models::study::record::{Loss, RunRecord, StepPoint};
 
 use crate::cli::chart::{Chart, Line};
@@ -36,34 +36,24 @@ pub(super) fn losses(record: &RunRecord, name: &str) -> Chart {
     chart("loss, nats per token", lines, (0.0, 0.04), None)
 }
 
-/// The gap to another run, from the batches that both saw if they saw the same ones.
-pub(super) fn gap(record: &RunRecord, other: &RunRecord, is_paired: bool) -> Chart {
-    let window = smoothing(record);
-    let training = if is_paired {
-        training_gap(record, other, window)
-    } else {
-        BTreeMap::new()
-    };
-    let dots = validation_gap(record, other).into_iter();
-    let line = Line {
-        label: if is_paired {
-            format!("training, mean of {window}")
-        } else {
-            String::new()
-        },
-        points: thinned(&training.into_iter().map(at_step).collect::<Vec<_>>()),
+/// The gap to another run, from what can be compared: training losses over windows of so many
+/// steps, validations.
+pub(super) fn gap(
+    window: usize,
+    training: Option<BTreeMap<u64, f64>>,
+    validation: Option<BTreeMap<u64, f64>>,
+) -> Chart {
+    let training = training.map(|gaps| Line {
+        label: format!("training, mean of {window}"),
+        points: thinned(&gaps.into_iter().map(at_step).collect::<Vec<_>>()),
         ..Line::default()
-    };
-    let dots = Line {
+    });
+    let validation = validation.map(|gaps| Line {
         label: "validation".to_owned(),
-        dots: dots.map(at_step).collect(),
+        dots: gaps.into_iter().map(at_step).collect(),
         ..Line::default()
-    };
-    let lines = if is_paired {
-        vec![line, dots]
-    } else {
-        vec![dots]
-    };
+    });
+    let lines = training.into_iter().chain(validation).collect();
     chart("gap, % of the other loss", lines, (0.02, 0.02), Some(0.0))
 }
 

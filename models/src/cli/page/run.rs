@@ -1,6 +1,6 @@
 //! The page of a run.
 
-use burn_nvfp4_models::study::gap::percent;
+use burn_nvfp4_models::study::gap::{percent, training_gap, validation_gap};
 use burn_nvfp4_models::study::record::{RunEnd, RunRecord};
 use burn_nvfp4_models::train::log::SkipReason;
 
@@ -107,21 +107,33 @@ fn gap(page: &mut Page, record: &RunRecord, other: &Run) -> anyhow::Result<()> {
     let folder = other.folder.display();
     page.section("Gap");
     let differing = unpaired(record, there);
-    page.html(&curves::gap(record, there, differing.is_empty()).svg()?);
-    let finals = record.last.zip(there.last);
+    let are_alike = are_validated_alike(record, there);
+    let window = curves::smoothing(record);
+    let training = differing
+        .is_empty()
+        .then(|| training_gap(record, there, window));
+    let validation = are_alike.then(|| validation_gap(record, there));
+    page.html(&curves::gap(window, training, validation).svg()?);
+    let finals = record.last.zip(there.last).filter(|_| are_alike);
     let at_the_end = finals.map_or(String::new(), |(here, there)| {
         let (here, there) = (here.validation_loss, there.validation_loss);
         let (nats, percent) = (here - there, percent(here, there));
         format!(" At the end {nats:+.4} nats, {percent:+.2} %.")
     });
-    let what = if differing.is_empty() {
-        "Lines: training losses of the same batches. Dots: validation.".to_owned()
-    } else {
-        format!(
-            "The runs differ in {}: their batches are not paired, and only validations are \
-             compared.",
-            differing.join(", ")
-        )
+    let differing = differing.join(", ");
+    let what = match (differing.is_empty(), are_alike) {
+        (true, true) => "Lines: training losses of the same batches. Dots: validation.".to_owned(),
+        (true, false) => "Lines: training losses of the same batches. The runs were validated on \
+                          other tokens: their validations are not compared."
+            .to_owned(),
+        (false, true) => format!(
+            "The runs differ in {differing}: their batches are not paired, and only validations \
+             are compared."
+        ),
+        (false, false) => format!(
+            "The runs differ in {differing} and were validated on other tokens: nothing is \
+             compared."
+        ),
     };
     page.note(&format!(
         "To {folder}, in percent of its loss. {what}{at_the_end}"
@@ -141,6 +153,13 @@ fn unpaired(record: &RunRecord, other: &RunRecord) -> Vec<&'static str> {
         }
     }
     differing
+}
+
+/// False if two runs are known to be validated on folders of other tokens.
+fn are_validated_alike(record: &RunRecord, other: &RunRecord) -> bool {
+    let here = record.validation_fingerprint();
+    let both = here.zip(other.validation_fingerprint());
+    both.is_none_or(|(here, there)| here == there)
 }
 
 fn quantization(page: &mut Page, record: &RunRecord) {

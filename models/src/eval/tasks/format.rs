@@ -90,6 +90,9 @@ pub(super) fn load<F: Format>(
     let files = files(&folder.join(task.questions), task)?;
     let mut examples = Examples::<F::Shot>::read(task, folder, shots)?;
     let mut fingerprint = Fingerprint::default();
+    if let Some(examples) = examples.fingerprint {
+        fingerprint.update(&examples.to_le_bytes());
+    }
     let mut counts: HashMap<String, usize> = HashMap::new();
     let mut items = Vec::new();
     for (subject, path) in files {
@@ -151,6 +154,8 @@ fn files(path: &Path, task: &Task) -> Result<Vec<(String, PathBuf)>, EvalError> 
 struct Examples<S> {
     path: PathBuf,
     shots: Vec<S>,
+    /// Of the file's bytes; `None` if nothing is taken from it.
+    fingerprint: Option<u64>,
     wanted: usize,
     choice: Choice,
 }
@@ -180,17 +185,19 @@ impl<S: Shot> Examples<S> {
             ShotSource::Absent => ("", Choice::First),
         };
         let path = folder.join(file);
-        let shots = match wanted {
+        let (shots, fingerprint) = match wanted {
             // The file need not be there if nothing is taken from it.
-            0 => Vec::new(),
+            0 => (Vec::new(), None),
             _ => {
-                let lines = jsonl::read::<S>(&path, task.name, S::check)?.lines;
-                lines.into_iter().map(|(_, shot)| shot).collect()
+                let read = jsonl::read::<S>(&path, task.name, S::check)?;
+                let shots = read.lines.into_iter().map(|(_, shot)| shot);
+                (shots.collect(), Some(read.fingerprint))
             }
         };
         Ok(Self {
             path,
             shots,
+            fingerprint,
             wanted,
             choice,
         })

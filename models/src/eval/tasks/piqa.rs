@@ -106,6 +106,23 @@ mod tests {
         );
     }
 
+    /// Examples were in no fingerprint: results with others were compared.
+    #[test]
+    fn other_examples_are_another_fingerprint_where_they_are_asked_for() {
+        let other = TRAIN.replace("cut bread", "cut cheese");
+        let fingerprint = |train: &str, shots| {
+            let files = [("piqa/valid.jsonl", LINE), ("piqa/train.jsonl", train)];
+            let shots = Some(shots);
+            let loaded = load("piqa", &files, Amount { shots, limit: None });
+            loaded.unwrap().fingerprint
+        };
+        assert_eq!(fingerprint(TRAIN, 1), fingerprint(TRAIN, 1));
+        assert_ne!(fingerprint(TRAIN, 1), fingerprint(&other, 1));
+        assert_eq!(fingerprint(TRAIN, 0), fingerprint(&other, 0));
+        let without = load("piqa", &[("piqa/valid.jsonl", LINE)], NO_SHOTS).unwrap();
+        assert_eq!(fingerprint(TRAIN, 0), without.fingerprint);
+    }
+
     #[test]
     fn an_answer_that_there_is_not_is_refused_with_its_line() {
         let broken = format!("{LINE}\n{}", LINE.replace("1}", "2}"));

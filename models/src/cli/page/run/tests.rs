@@ -17,6 +17,10 @@ fn run(lines: Vec<LogLine>) -> Run {
 }
 
 fn start(seed: u64) -> LogLine {
+    start_on(seed, json!({"fingerprint": "ab"}))
+}
+
+fn start_on(seed: u64, data: serde_json::Value) -> LogLine {
     LogLine::Start {
         config: json!({
             "name": "a<script>alert(1)</script>", "seed": seed, "steps": 4,
@@ -24,7 +28,7 @@ fn start(seed: u64) -> LogLine {
         }),
         model: json!(null),
         parameters: 123,
-        data: json!({"fingerprint": "ab"}),
+        data,
         ranks: 1,
     }
 }
@@ -202,4 +206,29 @@ fn a_gap_is_paired_where_the_runs_saw_the_same_batches() {
     let other = page(&here, Some(&run(whole(2, 2.0)))).unwrap();
     assert!(other.contains("The runs differ in seed"), "{other}");
     assert!(!page(&here, None).unwrap().contains("<h2>Gap</h2>"));
+}
+
+/// The tokens of a validation folder were not compared.
+#[test]
+fn validations_on_other_tokens_are_not_compared() {
+    let validated = |seed: u64, loss: f64, on: &str| {
+        let mut lines = whole(seed, loss);
+        lines[0] = start_on(
+            seed,
+            json!({"fingerprint": "ab", "validation_fingerprint": on}),
+        );
+        run(lines)
+    };
+    let here = validated(1, 2.2, "cd");
+    let same = page(&here, Some(&validated(1, 2.0, "cd"))).unwrap();
+    assert!(same.contains("+0.2000 nats") && same.contains("Dots: validation"));
+    // A log of before does not say.
+    let before = page(&here, Some(&run(whole(1, 2.0)))).unwrap();
+    assert!(before.contains("+0.2000 nats"), "{before}");
+    let other = page(&here, Some(&validated(1, 2.0, "ef"))).unwrap();
+    assert!(other.contains("their validations are not compared"));
+    assert!(other.contains("training losses of the same batches"));
+    assert!(!other.contains("+0.2000 nats"), "{other}");
+    let neither = page(&here, Some(&validated(2, 2.0, "ef"))).unwrap();
+    assert!(neither.contains("differ in seed and were validated on other tokens: nothing"));
 }

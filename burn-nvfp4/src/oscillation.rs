@@ -128,7 +128,8 @@ impl OsciReset {
 }
 
 /// The weight as a GEMM multiplies it, in f32 and its own shape: `spec`, along its rows as fprop
-/// reads it. A weight that is not quantized, or only behind a transform, is returned in f32.
+/// reads it, under its own amax: not what recipes multiply that renew their scales now and then. A
+/// weight that is not quantized, or only behind a transform, is returned in f32.
 ///
 /// CubeCL backends stay on their device.
 pub fn quantized_weight<B: Nvfp4Engine>(

@@ -13,18 +13,30 @@ use burn_backend::Backend;
 
 use crate::runtime;
 
-/// An amax in the memory of a device, or a number that was put back.
-type Value = Arc<dyn Any + Send + Sync>;
+/// A tensor of the backend that quantizes, f32 `[1]`, or an f32 that was put back.
+pub(crate) type Value = Arc<dyn Any + Send + Sync>;
+
+/// Reads a value.
+pub(crate) type Read = fn(&(dyn Any + Send + Sync)) -> f32;
 
 /// One amax that is kept.
 #[derive(Clone)]
 pub(crate) struct KeptAmax {
-    /// The step that took it; `None` if it was put back.
-    pub(crate) step: Option<u64>,
-    /// A tensor of the backend that quantizes, f32 `[1]`, or an f32.
+    /// What steps that renew nothing quantize under.
     pub(crate) value: Value,
-    /// Reads it.
-    pub(crate) read: fn(&(dyn Any + Send + Sync)) -> f32,
+    /// What the last step that renews has taken; `None` if the value was put back.
+    pub(crate) taken: Option<TakenAmax>,
+    /// Reads both.
+    pub(crate) read: Read,
+}
+
+/// The largest amax that a step has taken so far, of those that can be kept; 0 before the first.
+#[derive(Clone)]
+pub(crate) struct TakenAmax {
+    /// The step.
+    pub(crate) step: u64,
+    /// The amax.
+    pub(crate) largest: Value,
 }
 
 /// By layer and operand, as `layers.0.mixer.up_proj.fprop.lhs`.
@@ -47,8 +59,8 @@ pub fn set_kept_amaxes<B: Backend>(device: &B::Device, amaxes: BTreeMap<String, 
     let _ = B::sync(device);
     let put_back = |(name, amax): (String, f32)| {
         let kept = KeptAmax {
-            step: None,
             value: Arc::new(amax),
+            taken: None,
             read: |value| value.downcast_ref().copied().unwrap_or(f32::NAN),
         };
         (name, kept)

@@ -24,7 +24,7 @@ mod statistics;
 
 pub use dequantize::dequantize_directory;
 pub use directory::Force;
-pub use export::{ExportOptions, Exported, export_run};
+pub use export::{ExportOptions, Exported, TrainedRun, export_run};
 pub use inspect::{Inspected, InspectedTensor, inspect_directory, is_quantized};
 pub use quantize::{Progress, QuantizeOptions, Quantized, quantize_directory};
 pub use selection::{DEFAULT_EXCLUDES, Kept, Selection};
@@ -129,6 +129,17 @@ pub enum ServingError {
         /// The output.
         path: PathBuf,
     },
+    /// The place beside the output, where it is written first, is taken.
+    #[error(
+        "{}: it is in the way of writing {}: an interrupted run has left it, or it is a folder of \
+         yours; move or remove it", aside.display(), output.display()
+    )]
+    InTheWay {
+        /// What is there.
+        aside: PathBuf,
+        /// The output.
+        output: PathBuf,
+    },
     /// The configuration is not a JSON object.
     #[error("{}: not a JSON object", path.display())]
     Config {
@@ -158,9 +169,6 @@ pub enum ServingError {
         /// What the system says.
         source: std::io::Error,
     },
-    /// Writing outside of any particular file.
-    #[error(transparent)]
-    Write(#[from] std::io::Error),
 }
 
 impl ServingError {

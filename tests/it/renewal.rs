@@ -186,6 +186,52 @@ fn what_is_cut_off_is_counted_and_nothing_is_before_an_operand_grows() {
     assert!(cut_off[2] > cut_off[1] + 0.01, "{cut_off:?}");
 }
 
+/// Forward and backward of three layers that read the same activation: `dx`, then `y` and `dw` of
+/// each.
+fn pass_of_three(scale: f32) -> Vec<Vec<u32>> {
+    let x = tensor::<B>(x_values(scale), [TOKENS, D_INPUT]).require_grad();
+    let dy = tensor::<B>(normal(3, TOKENS * D_OUTPUT), [TOKENS, D_OUTPUT]);
+    let linears = [("q_proj", 2), ("k_proj", 4), ("v_proj", 5)].map(|(name, seed)| {
+        let w = tensor::<B>(normal(seed, D_INPUT * D_OUTPUT), [D_INPUT, D_OUTPUT]);
+        let w = w.require_grad();
+        let y = layer(name, || {
+            burn::tensor::module::linear(x.clone(), w.clone(), None)
+        });
+        (y, w)
+    });
+    let losses = linears.iter().map(|(y, _)| (y.clone() * dy.clone()).sum());
+    let grads = losses.reduce(|a, b| a + b).unwrap().backward();
+    let mut bits = vec![host(x.grad(&grads).unwrap())];
+    for (y, w) in linears {
+        bits.push(host(w.grad(&grads).unwrap()));
+        bits.push(host(y.inner()));
+    }
+    bits
+}
+
+/// A sampled step had each of the three make `X` of wgrad for itself, under an amax of its own that
+/// steps without samples do not renew.
+#[test]
+fn samples_of_layers_that_share_an_activation_change_no_bit() {
+    let _turn = exclusive();
+    let device = Default::default();
+    let run = |sampled: Option<NonZeroU64>| {
+        fresh(presets::NVIDIA_RENEWED_16);
+        take_samples::<NdArray>(&device);
+        set_sampling::<NdArray>(&device, sampled);
+        // With every ninth: the first and the last step are sampled, the renewal of 16 is not.
+        let bits = [(0, 1.0), (16, 4.0), (17, 4.0), (18, 4.0)].map(|(step, scale)| {
+            begin_step(step);
+            pass_of_three(scale)
+        });
+        set_sampling::<NdArray>(&device, None);
+        let samples = take_samples::<NdArray>(&device).operands;
+        assert_eq!(samples.is_empty(), sampled.is_none());
+        (bits, kept())
+    };
+    assert!(run(NonZeroU64::new(9)) == run(None));
+}
+
 #[test]
 fn the_largest_micro_batch_of_a_step_is_kept() {
     let _turn = exclusive();
@@ -198,6 +244,29 @@ fn the_largest_micro_batch_of_a_step_is_kept() {
     begin_step(8);
     pass::<B>(2.0);
     assert_eq!(kept_x(), tensor_amax(&x_values(2.0)));
+}
+
+/// Behind a first micro-batch of zeros or of infinities, what was kept before was taken for an amax
+/// of this step, and stayed if it was larger.
+#[test]
+fn a_micro_batch_that_says_nothing_leaves_the_step_to_the_others() {
+    let _turn = exclusive();
+    for nothing in [0.0, f32::INFINITY] {
+        // The first pair follows a kept amax, the second follows none, which stands for 1.
+        for (before, then) in [(Some(5.0), 2.0), (None, 0.01)] {
+            fresh(renewed(presets::NVIDIA, 4));
+            if let Some(scale) = before {
+                begin_step(0);
+                pass::<B>(scale);
+            }
+            begin_step(4);
+            for scale in [nothing, then, nothing, then / 2.0] {
+                pass::<B>(scale);
+            }
+            let amax = tensor_amax(&x_values(then));
+            assert_eq!(kept_x(), amax, "{nothing} after {before:?}");
+        }
+    }
 }
 
 #[test]

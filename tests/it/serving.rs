@@ -8,8 +8,10 @@ use burn_nvfp4::Nvfp4Engine;
 use burn_nvfp4::export::ServingFormat;
 use burn_nvfp4::recipe::Recipe;
 use burn_nvfp4_models::checkpoint::hf::load_hf_packed;
+use burn_nvfp4_models::config::hf::StoredFloat;
 use burn_nvfp4_models::serving::{
-    Force, Inspected, QuantizeOptions, Selection, WeightRule, inspect_directory, quantize_directory,
+    Force, Inspected, QuantizeOptions, Selection, ServingError, WeightRule, dequantize_directory,
+    inspect_directory, quantize_directory,
 };
 use tests::serving::{recipes, with_and_without_packed};
 
@@ -36,14 +38,99 @@ fn a_linear_on_packed_weights_has_the_bits_of_one_that_quantizes() {
 
 /// The fixture `mlp_only` in 4 bits.
 fn quantized(to: &Path, format: ServingFormat) {
+    let from = fixture_root().join("mlp_only");
+    quantize(&from, to, format, Force::Refuse).unwrap();
+}
+
+fn quantize(
+    from: &Path,
+    to: &Path,
+    format: ServingFormat,
+    force: Force,
+) -> Result<(), ServingError> {
     let options = QuantizeOptions {
         format,
         rule: WeightRule::TransformerEngine,
         selection: Selection::excluding(&["lm_head", "*embed*"], &[]).unwrap(),
-        force: Force::Refuse,
+        force,
     };
-    let from = fixture_root().join("mlp_only");
-    quantize_directory(&from, to, &options, &mut |_| {}).unwrap();
+    quantize_directory(from, to, &options, &mut |_| {}).map(|_| ())
+}
+
+fn dequantize(from: &Path, to: &Path) -> Result<(), ServingError> {
+    dequantize_directory(from, to, StoredFloat::F32, Force::Refuse, &mut |_| {})
+}
+
+/// Writing removed `<output>.part` before it began and `<output>.old.part` when it replaced
+/// something: an input, or whatever had such a name.
+#[test]
+fn an_input_or_anything_else_in_the_way_of_an_output_is_refused_and_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let original = fixture_root().join("mlp_only");
+    quantized(&at("four.part"), ServingFormat::Modelopt);
+    quantized(&at("other"), ServingFormat::Modelopt);
+    for name in ["model.part", "other.old.part"] {
+        fs::create_dir(at(name)).unwrap();
+        for file in ["config.json", "model.safetensors"] {
+            fs::copy(original.join(file), at(name).join(file)).unwrap();
+        }
+    }
+    let files = || {
+        let folders = ["model.part", "other.old.part", "four.part", "other"];
+        folders.map(|name| fs::read(at(name).join("model.safetensors")).unwrap())
+    };
+    let before = files();
+    let format = ServingFormat::Modelopt;
+    for (result, beside) in [
+        (
+            quantize(&at("model.part"), &at("model"), format, Force::Refuse),
+            "model.part",
+        ),
+        (
+            quantize(&at("model.part"), &at("model/"), format, Force::Refuse),
+            "model.part",
+        ),
+        (
+            quantize(&at("other.old.part"), &at("other"), format, Force::Replace),
+            "other.old.part",
+        ),
+        (dequantize(&at("four.part"), &at("four")), "four.part"),
+    ] {
+        let error = result.unwrap_err();
+        assert!(matches!(error, ServingError::InTheWay { .. }), "{error}");
+        let (message, beside) = (error.to_string(), at(beside).display().to_string());
+        assert!(message.starts_with(&beside), "{message}");
+        assert_eq!(message.lines().count(), 1, "{message}");
+    }
+    assert!(files() == before);
+    assert!(!at("model").exists() && !at("four").exists());
+}
+
+/// What is written first was put inside of `out/`, which then could not be renamed.
+#[test]
+fn a_slash_at_the_end_of_an_output_is_not_part_of_its_name() {
+    let dir = tempfile::tempdir().unwrap();
+    quantized(&dir.path().join("four/"), ServingFormat::Modelopt);
+    dequantize(&dir.path().join("four/"), &dir.path().join("floats/")).unwrap();
+    let entries = fs::read_dir(dir.path()).unwrap();
+    let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["floats", "four"]);
+    assert!(dir.path().join("floats/config.json").is_file());
+}
+
+#[test]
+fn an_output_that_cannot_be_made_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("file");
+    fs::write(&file, b"no folder").unwrap();
+    let output = file.join("out");
+    let original = fixture_root().join("mlp_only");
+    let result = quantize(&original, &output, ServingFormat::Modelopt, Force::Refuse);
+    let message = result.unwrap_err().to_string();
+    let start = format!("{}: cannot write: ", output.display());
+    assert!(message.starts_with(&start), "{message}");
 }
 
 #[test]

@@ -5,6 +5,7 @@
 
 mod accumulation;
 mod clipping;
+mod export;
 mod guard;
 mod layers;
 mod memory;
@@ -98,6 +99,8 @@ struct Run<'a> {
     total: u64,
     save_every: u64,
     keep: usize,
+    /// Highest learning rate.
+    peak: f64,
     guard: GuardConfig,
     snapshot: Snapshot,
 }
@@ -134,6 +137,7 @@ impl Place {
             total: 8,
             save_every: 4,
             keep: 9,
+            peak: 3e-3,
             guard: STRICT,
             snapshot: Snapshot::Shared,
         }
@@ -228,7 +232,7 @@ impl Run<'_> {
             }
         };
         let schedule = Schedule {
-            peak: 3e-3,
+            peak: self.peak,
             last: 0.0,
             warmup: 2,
             decay: 4,

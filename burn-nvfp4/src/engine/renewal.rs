@@ -11,7 +11,7 @@ use burn_backend::tensor::{Device, FloatTensor};
 use burn_backend::{DType, Scalar, Shape, TensorMetadata, get_device_settings};
 
 use super::{DeviceOperand, Nvfp4Engine, Operand, OperandRequest, sample};
-use crate::renewal::KeptAmax;
+use crate::renewal::{KeptAmax, Read, TakenAmax, Value};
 use crate::runtime::{self, LinearPlan, TakenAmaxes};
 
 /// Operands of the same tensor, as the plan renews their scales.
@@ -73,18 +73,18 @@ fn kept<B: Nvfp4Engine>(
 ) -> Option<FloatTensor<B>> {
     let name = name(request);
     let kept = runtime::with_kept_amaxes::<B, _>(device, |kept| kept.get(&name).cloned())?;
-    let tensor = tensor_of::<B>(&kept, device);
+    let tensor = tensor_of::<B>(&kept.value, kept.read, device);
     if kept.value.is::<f32>() {
         // From now on it need not be sent again.
-        store::<B>(device, name, tensor.clone(), kept.step);
+        store::<B>(device, name, tensor.clone(), kept.taken);
     }
     Some(tensor)
 }
 
-fn tensor_of<B: Nvfp4Engine>(kept: &KeptAmax, device: &Device<B>) -> FloatTensor<B> {
-    match kept.value.downcast_ref::<FloatTensor<B>>() {
+fn tensor_of<B: Nvfp4Engine>(value: &Value, read: Read, device: &Device<B>) -> FloatTensor<B> {
+    match value.downcast_ref::<FloatTensor<B>>() {
         Some(tensor) => tensor.clone(),
-        None => scalar::<B>((kept.read)(&*kept.value), device),
+        None => scalar::<B>(read(&**value), device),
     }
 }
 
@@ -109,8 +109,11 @@ fn own_amax<B: Nvfp4Engine>(operand: &Operand<B>, device: &Device<B>) -> Option<
     }
 }
 
-/// Keeps an amax that was just taken. One of 0 or infinity says nothing of the steps to come: then
-/// what was kept before stays, or 1.
+/// Keeps an amax that was just taken, if it is the largest of its step.
+///
+/// One of 0 or infinity says nothing of the steps to come: while the step has taken no other, what
+/// was kept before stays, or 1. That is not compared with: it may be larger than all that the step
+/// will take, and would then stay until the next renewal.
 fn keep<B: Nvfp4Engine>(
     device: &Device<B>,
     request: &OperandRequest<'_>,
@@ -119,32 +122,34 @@ fn keep<B: Nvfp4Engine>(
 ) {
     let name = name(request);
     let before = runtime::with_kept_amaxes::<B, _>(device, |kept| kept.get(&name).cloned());
-    let same_step = before.as_ref().is_some_and(|kept| kept.step == Some(step));
-    let before = match before {
-        Some(kept) => tensor_of::<B>(&kept, device),
-        None => scalar::<B>(1.0, device),
+    let [value, largest] = match before {
+        None => [1.0, 0.0].map(|value| scalar::<B>(value, device)),
+        Some(KeptAmax { value, taken, read }) => {
+            let of_step = taken.filter(|taken| taken.step == step);
+            let largest = of_step.map(|taken| tensor_of::<B>(&taken.largest, read, device));
+            let largest = largest.unwrap_or_else(|| scalar::<B>(0.0, device));
+            [tensor_of::<B>(&value, read, device), largest]
+        }
     };
     let bools = get_device_settings::<B>(device).bool_dtype;
-    let above = if same_step {
-        B::float_greater(amax.clone(), before.clone(), bools)
-    } else {
-        B::float_greater_elem(amax.clone(), Scalar::from(0.0_f32), bools)
-    };
+    let above = B::float_greater(amax.clone(), largest.clone(), bools);
     let finite = B::float_lower_equal_elem(amax.clone(), Scalar::from(f32::MAX), bools);
-    let taken = B::bool_and(above, finite);
-    let amax = B::float_mask_where(before, taken, amax);
-    store::<B>(device, name, amax, Some(step));
+    let largest = B::float_mask_where(largest, B::bool_and(above, finite), amax);
+    let any = B::float_greater_elem(largest.clone(), Scalar::from(0.0_f32), bools);
+    let value = B::float_mask_where(value, any, largest.clone());
+    let largest = Arc::new(largest);
+    store::<B>(device, name, value, Some(TakenAmax { step, largest }));
 }
 
 fn store<B: Nvfp4Engine>(
     device: &Device<B>,
     name: String,
-    amax: FloatTensor<B>,
-    step: Option<u64>,
+    value: FloatTensor<B>,
+    taken: Option<TakenAmax>,
 ) {
     let kept = KeptAmax {
-        step,
-        value: Arc::new(amax),
+        value: Arc::new(value),
+        taken,
         read: read::<B>,
     };
     runtime::with_kept_amaxes::<B, _>(device, |all| all.insert(name, kept));

@@ -12,6 +12,14 @@ pub enum RecipeError {
         /// What does not go together.
         reason: &'static str,
     },
+    /// A recipe that a warm-up puts together and that no arithmetic is defined for.
+    #[error("warm_up.recipe where {place} quantizes: {source}")]
+    WarmUp {
+        /// Whose GEMMs decide which ones the warm-up runs.
+        place: String,
+        /// What is wrong with what comes out.
+        source: Box<RecipeError>,
+    },
     /// A preset recipe that does not exist.
     #[error("no recipe is called `{name}`; there are {known}")]
     UnknownRecipe {

@@ -66,8 +66,8 @@ impl Policy {
     /// Checks and compiles what a config says.
     ///
     /// # Errors
-    /// A recipe without an arithmetic, a fraction outside (0, 1], a pattern that does not parse,
-    /// more high-precision blocks than blocks.
+    /// A recipe without an arithmetic, those that a warm-up puts together among them, a fraction
+    /// outside (0, 1], a pattern that does not parse, more high-precision blocks than blocks.
     pub fn new(spec: PolicySpec) -> Result<Self, RecipeError> {
         spec.base.validate()?;
         for one in &spec.overrides {
@@ -79,8 +79,7 @@ impl Policy {
             check_fraction(fraction, "high_precision_forward_from")?;
         }
         if let Some(warm_up) = &spec.warm_up {
-            warm_up.recipe.validate()?;
-            check_fraction(warm_up.until, "warm_up.until")?;
+            check_warm_up(warm_up, &spec)?;
         }
         let patterns = spec
             .overrides
@@ -141,7 +140,8 @@ impl Policy {
     /// gradients at their largest.
     ///
     /// # Errors
-    /// [`RecipeError::Fraction`] outside (0, 1]; a recipe without an arithmetic.
+    /// [`RecipeError::Fraction`] outside (0, 1]; a recipe without an arithmetic;
+    /// [`RecipeError::WarmUp`] where it has none for the GEMMs that are quantized.
     pub fn with_warm_up(self, recipe: Recipe, until: f64) -> Result<Self, RecipeError> {
         Self::new(PolicySpec {
             warm_up: Some(WarmUp { until, recipe }),
@@ -229,8 +229,28 @@ impl Policy {
     }
 }
 
+/// Checks the recipe of a warm-up, alone and for the GEMMs of every recipe that it stands in for.
+fn check_warm_up(warm_up: &WarmUp, spec: &PolicySpec) -> Result<(), RecipeError> {
+    warm_up.recipe.validate()?;
+    check_fraction(warm_up.until, "warm_up.until")?;
+    let others = spec.overrides.iter();
+    let others = others.map(|one| (format!("the override of `{}`", one.layers), one.recipe));
+    for (place, own) in std::iter::once(("base".to_owned(), spec.base)).chain(others) {
+        let checked = warmed_up(own, warm_up.recipe).validate();
+        checked.map_err(|error| RecipeError::WarmUp {
+            place,
+            source: Box::new(error),
+        })?;
+    }
+    Ok(())
+}
+
 /// `start`, but for the GEMMs that `own` leaves in high precision.
 fn warmed_up(own: Recipe, start: Recipe) -> Recipe {
+    // Nothing is left of it, and what it says of operands is about none.
+    if !own.is_quantized() {
+        return own;
+    }
     let gemm = |own: GemmSpec, start| if own.is_quantized() { start } else { own };
     Recipe {
         fprop: gemm(own.fprop, start.fprop),

@@ -436,14 +436,35 @@ impl Recipe {
                 });
             }
         }
-        if self.token_mean == TokenMean::Apart && !self.keeps_means_apart() {
-            return Err(RecipeError::Unsupported {
-                place: "token_mean".to_owned(),
-                reason: "a mean that is kept apart needs dgrad and wgrad with quantized operands",
-            });
-        }
+        self.check_token_mean()?;
         self.check_scale_renewal()?;
         self.check_backward_reads()
+    }
+
+    fn check_token_mean(&self) -> Result<(), RecipeError> {
+        if self.token_mean == TokenMean::Quantized {
+            return Ok(());
+        }
+        let refused = |place: &str, reason| {
+            Err(RecipeError::Unsupported {
+                place: place.to_owned(),
+                reason,
+            })
+        };
+        if !self.keeps_means_apart() {
+            let reason = "a mean that is kept apart needs dgrad and wgrad with quantized operands";
+            return refused("token_mean", reason);
+        }
+        // In wgrad both means are multiplied with each other, and no operand is.
+        for (place, gemm) in [("fprop", &self.fprop), ("dgrad", &self.dgrad)] {
+            // Both operands have the same transform.
+            if gemm.lhs.transform() != Transform::None {
+                let reason = "a mean that is kept apart is multiplied with the weight of the GEMM, \
+                              which must not be transformed; wgrad may have a transform";
+                return refused(place, reason);
+            }
+        }
+        Ok(())
     }
 
     fn check_backward_reads(&self) -> Result<(), RecipeError> {

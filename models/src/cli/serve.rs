@@ -9,8 +9,8 @@ use burn_nvfp4_models::checkpoint::run::RunDirectory;
 use burn_nvfp4_models::config::hf::StoredFloat;
 use burn_nvfp4_models::data::Tokenizer;
 use burn_nvfp4_models::serving::{
-    DEFAULT_EXCLUDES, ExportOptions, Force, Kept, Progress, QuantizeOptions, Selection, WeightRule,
-    dequantize_directory, export_run, quantize_directory,
+    DEFAULT_EXCLUDES, ExportOptions, Force, Kept, Progress, QuantizeOptions, Selection, TrainedRun,
+    WeightRule, dequantize_directory, export_run, quantize_directory,
 };
 use burn_nvfp4_models::train::config::TrainConfig;
 use indicatif::ProgressBar;
@@ -128,14 +128,14 @@ pub(crate) fn export(arguments: &ExportArgs) -> Result<Success, Failure> {
         total: config.steps,
     };
     let output = &arguments.output;
-    let done = export_run(
-        &model,
-        &checkpoint.parameters,
-        (&policy, progress),
-        output,
-        &options,
-    );
-    let done = done.map_err(Failure::error)?;
+    let run = TrainedRun {
+        config: &model,
+        parameters: &checkpoint.parameters,
+        carried: &checkpoint.carried,
+        policy: &policy,
+        progress,
+    };
+    let done = export_run(&run, output, &options).map_err(Failure::error)?;
     if let Some(path) = tokenizer_file {
         let target = output.join("tokenizer.json");
         std::fs::copy(path, &target).map_err(|error| {
@@ -153,6 +153,13 @@ pub(crate) fn export(arguments: &ExportArgs) -> Result<Success, Failure> {
             None => "; a model of bytes: commands that read it take --tokenizer bytes",
         }
     ));
+    if done.fused > 0 {
+        say(&format!(
+            "{} linears, q, k and v of attention, are rounded again: servers have one tensor scale \
+             for the three, the run's forward has one for each",
+            done.fused,
+        ));
+    }
     Ok(Success::Done)
 }
 

@@ -168,11 +168,13 @@ impl<B: HybridEngine> Mamba2<B> {
 
         pass.observe("in_proj", || projected.clone());
         let z = dense(projected.clone().narrow(2, 0, d_inner));
+        // The bias of in_proj writes to padding, which the window of a short row would see.
         let xbc = projected.clone().narrow(2, d_inner, d_inner + 2 * bc);
+        let xbc = pass.zero_padding(xbc);
         let dt = projected.narrow(2, 2 * d_inner + 2 * bc, heads);
 
         let (xbc, window) = self.conv1d.forward(xbc, window);
-        // Again, since the bias of the convolution writes to padding as well.
+        // Again, since the bias of the convolution does as well.
         let xbc = pass.zero_padding(silu(xbc));
         pass.observe("conv_silu", || xbc.clone());
         let dt = self.step_size(dt);

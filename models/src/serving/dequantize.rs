@@ -5,12 +5,13 @@ use std::path::Path;
 
 use super::ServingError;
 use super::config_text::without_entry;
-use super::directory::{Directory, Force, check_apart, check_output, copy_others};
+use super::directory::{
+    Directory, Force, check_apart, check_output, copy_others, without_end_slash, write_folder,
+};
 use super::quantize::{Progress, write, write_index};
 use super::served_file::FilePlan;
 use crate::checkpoint::files::{CONFIG_FILE, stored_bytes, stored_dtype};
 use crate::config::hf::StoredFloat;
-use crate::durable;
 
 /// Writes the values of the 4-bit weights of `input` to `output`, everything else as it is.
 ///
@@ -23,6 +24,7 @@ pub fn dequantize_directory(
     force: Force,
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<(), ServingError> {
+    let output = &without_end_slash(output);
     let directory = Directory::open(input)?;
     let Some(format) = directory.format()? else {
         let path = input.join(CONFIG_FILE);
@@ -42,7 +44,7 @@ pub fn dequantize_directory(
         .iter()
         .map(|tensor| tensor.view.data().len() as u64);
     let total = linear_bytes + others.sum::<u64>();
-    durable::write_folder(output, |aside| {
+    write_folder(output, |aside| {
         let names: Vec<_> = directory.files.names().collect();
         let mut plans: Vec<_> = names.iter().map(|_| FilePlan::new(format)).collect();
         let place = |file: &str| {

@@ -1,8 +1,8 @@
 //! A Hugging Face directory as a whole: its configuration, its tensors, its other files.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::{Path, PathBuf};
+use std::{fs, io};
 
 use burn_nvfp4::export::ServingFormat;
 
@@ -11,12 +11,16 @@ use crate::checkpoint::files::{CONFIG_FILE, FileTensor, INDEX_FILE, TensorFiles}
 use crate::checkpoint::quantized::{LinearParts, QuantizedTensors, Tensors, announced_format};
 use crate::checkpoint::{CheckpointError, Problem};
 use crate::config::lenient::Lenient;
+use crate::durable;
 
 /// Weights in other formats than safetensors: the same numbers again, or none that are read here.
 const OTHER_WEIGHTS: [&str; 6] = ["bin", "pt", "pth", "gguf", "h5", "msgpack"];
 
 /// Further files that describe a quantization, and would describe the wrong one.
 const OTHER_CONFIGS: [&str; 2] = ["hf_quant_config.json", "recipe.yaml"];
+
+/// Endings of what lies beside an output while [`durable::write_folder`] writes and replaces it.
+const BESIDE: [&str; 2] = [durable::ASIDE, ".old.part"];
 
 /// An opened directory.
 #[derive(Debug)]
@@ -151,21 +155,59 @@ pub(super) fn check_apart(input: &Path, output: &Path) -> Result<(), ServingErro
     }
 }
 
+/// The path of an output without a slash at its end: what is written goes beside it first, under
+/// its name and an ending, which would be a name inside of it.
+pub(super) fn without_end_slash(output: &Path) -> PathBuf {
+    output.components().collect()
+}
+
 /// Checks that `output` can be written without losing anything but a checkpoint that may go.
 pub(super) fn check_output(output: &Path, force: Force) -> Result<(), ServingError> {
     let path = || output.to_owned();
     match force {
-        _ if output.symlink_metadata().is_err() => Ok(()),
-        Force::Refuse => Err(ServingError::Exists { path: path() }),
+        _ if output.symlink_metadata().is_err() => {}
+        Force::Refuse => return Err(ServingError::Exists { path: path() }),
         Force::Replace => {
             let is_empty = fs::read_dir(output).is_ok_and(|mut entries| entries.next().is_none());
-            if is_empty || output.join(CONFIG_FILE).is_file() {
-                Ok(())
-            } else {
-                Err(ServingError::NotACheckpoint { path: path() })
+            if !is_empty && !output.join(CONFIG_FILE).is_file() {
+                return Err(ServingError::NotACheckpoint { path: path() });
             }
         }
     }
+    // Writing removes whatever has one of these names, an input among it.
+    for ending in BESIDE {
+        let mut aside = output.as_os_str().to_owned();
+        aside.push(ending);
+        let aside = PathBuf::from(aside);
+        if aside.symlink_metadata().is_ok() {
+            let output = path();
+            return Err(ServingError::InTheWay { aside, output });
+        }
+    }
+    Ok(())
+}
+
+/// Writes a folder as [`durable::write_folder`] does. Every error names a path.
+pub(super) fn write_folder(
+    output: &Path,
+    fill: impl FnOnce(&Path) -> Result<(), ServingError>,
+) -> Result<(), ServingError> {
+    enum Failed {
+        Folder(io::Error),
+        Inside(ServingError),
+    }
+
+    impl From<io::Error> for Failed {
+        fn from(source: io::Error) -> Self {
+            Self::Folder(source)
+        }
+    }
+
+    let written = durable::write_folder(output, |aside| fill(aside).map_err(Failed::Inside));
+    written.map_err(|failed| match failed {
+        Failed::Folder(source) => ServingError::io("write", output)(source),
+        Failed::Inside(error) => error,
+    })
 }
 
 /// What happens to an output that exists.

@@ -19,7 +19,9 @@ use serde_json::{Value, json};
 
 use super::ServingError;
 use super::config_text::with_entry;
-use super::directory::{Directory, Force, check_apart, check_output, copy_others};
+use super::directory::{
+    Directory, Force, check_apart, check_output, copy_others, without_end_slash, write_folder,
+};
 use super::selection::{Kept, Selection, fused_groups};
 use super::served_file::{FilePlan, ServedFile};
 use super::weights::{WeightRule, finite_amax};
@@ -83,6 +85,7 @@ pub fn quantize_directory(
     options: &QuantizeOptions,
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<Quantized, ServingError> {
+    let output = &without_end_slash(output);
     let directory = Directory::open(input)?;
     directory.check_unquantized()?;
     check_apart(input, output)?;
@@ -115,7 +118,7 @@ pub fn quantize_directory(
     report.total.0 = total;
 
     let groups = fused_groups(linears);
-    durable::write_folder(output, |aside| {
+    write_folder(output, |aside| {
         // Step 2.
         let mut files = create_files(&directory, aside, &groups, &kept, options.format)?;
         // Step 3.

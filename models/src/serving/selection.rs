@@ -148,7 +148,7 @@ pub(super) fn fused_groups<'a>(tensors: Vec<FileTensor<'a>>) -> Vec<Vec<FileTens
 }
 
 /// A name that the members of a fused group share.
-fn fused_name(key: &str) -> Option<(String, usize)> {
+pub(super) fn fused_name(key: &str) -> Option<(String, usize)> {
     let module = key.strip_suffix(".weight")?;
     let (parent, name) = module.rsplit_once('.')?;
     let group = FUSED.iter().position(|group| group.contains(&name))?;

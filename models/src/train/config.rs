@@ -170,6 +170,15 @@ impl PrecisionConfig {
         recipes.any(|recipe| recipe.scale_renewal != ScaleRenewal::EveryUse)
     }
 
+    /// What does not go together: field, value, what would be right.
+    fn problem(&self) -> Option<(&'static str, String, String)> {
+        // A trace quantizes a weight under its own amax, fprop under the one that is kept.
+        (self.osci_reset.is_some() && self.keeps_scales()).then(|| {
+            let expected = "absent with a recipe that has scale_renewal".to_owned();
+            ("precision.osci_reset", "given".to_owned(), expected)
+        })
+    }
+
     /// The policy for a model: names resolved, patterns checked against its layers.
     ///
     /// # Errors
@@ -479,6 +488,7 @@ impl TrainConfig {
                 let parallel = self.parallel.as_ref();
                 let keeps_scales = self.precision.keeps_scales();
                 let problem = parallel.and_then(|it| it.problem(&self.batch, keeps_scales));
+                let problem = problem.or_else(|| self.precision.problem());
                 problem.or_else(|| self.guard.problem())
             }
         };

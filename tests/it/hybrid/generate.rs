@@ -8,12 +8,13 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 
 use burn::backend::{Flex, NdArray};
-use burn::tensor::{DType, Int, Tensor, TensorData};
+use burn::tensor::{Bool, DType, Int, Tensor, TensorData};
 use burn_hybrid_ops::HybridEngine;
 use burn_nvfp4_models::checkpoint::hf::load_hf;
-use burn_nvfp4_models::config::{HybridConfig, Pattern};
+use burn_nvfp4_models::config::{Bias, HybridConfig, Pattern};
 use burn_nvfp4_models::generate::{GenerateError, Generation, Sampling, SamplingError};
 use burn_nvfp4_models::hybrid::HybridLm;
+use burn_nvfp4_models::hybrid::block::Mixer;
 use burn_nvfp4_models::hybrid::cache::{Cache, Memory};
 
 use super::support::{Io, Numbers, f64_device, fixture_root, fixtures};
@@ -313,6 +314,57 @@ fn a_row_of_a_batch_gets_the_tokens_that_it_gets_alone() {
             let best = Numbers::of(last.argmax(2)).values[0];
             assert_eq!(f64::from(next), best, "row {row} after {} ids", ids.len());
             ids.push(next);
+        }
+    }
+}
+
+/// The bias of `in_proj` stood at padding, in the window that the first tokens of a short row are
+/// convolved with.
+#[test]
+fn a_short_row_gets_its_own_logits_where_in_proj_has_a_bias() {
+    type B = NdArray<f64>;
+    let device = f64_device();
+    let mut config = HybridConfig::preset("tiny-1m", 48).unwrap();
+    config.pattern = "M*-M".parse::<Pattern>().unwrap();
+    config.init_std = 0.2;
+    config.mamba_bias = Bias::Learned;
+    let mut model = config.init::<B>(&device, 5);
+    for layer in &mut model.layers {
+        // Biases start at 0.
+        if let Mixer::Mamba(mamba) = &mut layer.mixer {
+            let bias = mamba.in_proj.bias.take().unwrap();
+            mamba.in_proj.bias = Some(bias.map(|bias| bias + 0.7));
+        }
+    }
+    let rows = [some_ids(1, 9), some_ids(2, 4), some_ids(3, 1)];
+    let padding = rows.each_ref().map(|ids| 9 - ids.len());
+    let mut padded = Vec::new();
+    let mut is_token = Vec::new();
+    for (ids, &padding) in rows.iter().zip(&padding) {
+        padded.push([vec![0; padding], ids.clone()].concat());
+        is_token.extend((0..9).map(|at| at >= padding));
+    }
+    let ids = tensor::<B>(&padded, &device);
+    let tokens = TensorData::new(is_token, [rows.len(), 9]);
+    let tokens = Tensor::<B, 2, Bool>::from_data(tokens, &device);
+    let mut together = vec![model.forward_padded(ids.clone(), tokens.clone())];
+    // And from a cache, with a cut inside of the padding and one behind it.
+    for cut in [3, 7] {
+        let mut cache = Cache::new(&model);
+        let pieces = [(0, cut), (cut, 9 - cut)].map(|(start, length)| {
+            let ids = ids.clone().narrow(1, start, length);
+            let tokens = tokens.clone().narrow(1, start, length);
+            model.extend_hidden(ids, Some(tokens), &mut cache)
+        });
+        together.push(model.logits(Tensor::cat(Vec::from(pieces), 1)));
+    }
+    for (row, (ids, padding)) in rows.iter().zip(padding).enumerate() {
+        let alone = Numbers::of(model.forward(tensor(std::slice::from_ref(ids), &device)));
+        for logits in &together {
+            let of_row = logits.clone().narrow(0, row, 1);
+            let of_row = Numbers::of(of_row.narrow(1, padding, ids.len()));
+            let error = of_row.error_to(&alone);
+            assert!(error < 1e-12, "row {row}: {error:.1e}");
         }
     }
 }

@@ -17,7 +17,7 @@ use burn_backend::{Backend, TensorMetadata};
 
 use super::super::linear::{Kept, Weight, WeightOperands};
 use super::super::{Nvfp4Engine, Operand};
-use crate::recipe::Recipe;
+use crate::recipe::{Recipe, ScaleRenewal};
 use crate::runtime::LinearPlan;
 use crate::scope;
 use crate::stats::Counted;
@@ -65,8 +65,10 @@ thread_local! {
 impl<B: Nvfp4Engine> KeptX<B> {
     /// What the linear before has kept of the same tensor.
     pub(super) fn of_last(id: u64, plan: &LinearPlan) -> Option<Arc<Self>> {
-        // In a sampled step each layer measures its own operands.
-        if plan.sampled {
+        // In a sampled step each layer measures its own operands. Not where amaxes are kept between
+        // steps: an operand that is made in sampled steps alone is under an amax of its own, of an
+        // earlier step, and its bits are not those of the one that is shared in the others.
+        if plan.sampled && plan.recipe.scale_renewal == ScaleRenewal::EveryUse {
             return None;
         }
         LAST_X.with_borrow(|last| {

@@ -191,6 +191,48 @@ fn a_warm_up_runs_what_is_quantized_in_its_own_recipe() {
     assert!(refused.unwrap_err().to_string().contains("warm_up.until"));
 }
 
+/// `row_scaled` quantizes fprop alone: of `quartet2` that left a backward in high precision that
+/// was to read the operands of fprop, and nobody had checked it.
+#[test]
+fn a_warm_up_is_refused_where_its_part_of_a_recipe_has_no_arithmetic() {
+    for (start, reason) in [
+        (presets::QUARTET2, "wgrad.lhs: backward that reads"),
+        (presets::AVERIS, "token_mean: a mean that is kept apart"),
+    ] {
+        let refused = |policy: Policy| policy.with_warm_up(start, 0.1).unwrap_err().to_string();
+        assert_eq!(
+            refused(Policy::uniform(presets::ROW_SCALED)).find(reason),
+            Some("warm_up.recipe where base quantizes: ".len())
+        );
+        let policy = Policy::uniform(NVIDIA).with_override("*.out_proj", presets::ROW_SCALED);
+        let message = refused(policy.unwrap());
+        let place = "warm_up.recipe where the override of `*.out_proj` quantizes: ";
+        assert_eq!(message.find(place), Some(0), "{message}");
+        assert_eq!(message.find(reason), Some(place.len()), "{message}");
+    }
+}
+
+#[test]
+fn every_recipe_warms_up_every_recipe_that_quantizes_all_gemms_or_none() {
+    for start in presets::PRESETS {
+        for own in presets::PRESETS {
+            let policy = Policy::uniform(own.recipe).with_warm_up(start.recipe, 0.5);
+            let gemms = [own.recipe.fprop, own.recipe.dgrad, own.recipe.wgrad];
+            if gemms.map(|gemm| gemm.is_quantized()) == [true, false, false] {
+                continue;
+            }
+            let policy = policy.unwrap_or_else(|e| panic!("{} {}: {e}", start.name, own.name));
+            let runs = policy.resolve(Some("layers.0.up_proj"), START);
+            let expected = if own.recipe.is_quantized() {
+                start.recipe
+            } else {
+                HIGH_PRECISION
+            };
+            assert_eq!(runs, expected, "{} {}", start.name, own.name);
+        }
+    }
+}
+
 #[test]
 fn a_policy_survives_toml_and_json() {
     let one_gemm = Recipe {

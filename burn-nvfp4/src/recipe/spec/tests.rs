@@ -1,7 +1,7 @@
 //! Which recipes are refused, by serde and by [`Recipe::validate`].
 
 use super::*;
-use crate::recipe::presets::{HIGH_PRECISION, NVIDIA, PRESETS};
+use crate::recipe::presets::{HIGH_PRECISION, NVIDIA, PRESETS, QUARTET2};
 
 const NEAREST: OperandSpec = NVIDIA.fprop.lhs;
 
@@ -206,6 +206,62 @@ fn a_transform_on_one_operand_is_refused() {
             "{message}"
         );
     }
+}
+
+/// The mean was multiplied as it is with the rotated weight: outputs and gradients were others.
+#[test]
+fn a_mean_apart_is_refused_where_the_weight_is_transformed() {
+    let plain = GemmSpec {
+        lhs: NEAREST,
+        rhs: NEAREST,
+    };
+    let rotated = GemmSpec {
+        lhs: NEAREST.with_hadamard(),
+        rhs: NEAREST.with_hadamard(),
+    };
+    let apart = Recipe {
+        token_mean: TokenMean::Apart,
+        fprop: plain,
+        dgrad: plain,
+        wgrad: plain,
+        ..HIGH_PRECISION
+    };
+    for gemm in [rotated, QUARTET2.dgrad] {
+        for (recipe, place) in [
+            (
+                Recipe {
+                    fprop: gemm,
+                    ..apart
+                },
+                "fprop: ",
+            ),
+            (
+                Recipe {
+                    dgrad: gemm,
+                    ..apart
+                },
+                "dgrad: ",
+            ),
+        ] {
+            let message = recipe.validate().unwrap_err().to_string();
+            assert!(message.starts_with(place), "{message}");
+            assert!(message.contains("must not be transformed"), "{message}");
+            let quantized = Recipe {
+                token_mean: TokenMean::Quantized,
+                ..recipe
+            };
+            assert_eq!(quantized.validate(), Ok(()));
+        }
+        // There both means are multiplied with each other.
+        let wgrad = Recipe {
+            wgrad: gemm,
+            ..apart
+        };
+        assert_eq!(wgrad.validate(), Ok(()));
+    }
+    // Nothing is quantized in this fprop, so no mean is taken out of its operand.
+    let fprop = GemmSpec::HIGH_PRECISION;
+    assert_eq!(Recipe { fprop, ..apart }.validate(), Ok(()));
 }
 
 #[test]

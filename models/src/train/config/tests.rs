@@ -62,6 +62,12 @@ fn watched_weights_are_read_and_their_numbers_checked() {
     assert_eq!(counted.schedule.at_end, WindowEnd::Count);
     let error = of(&numbers.replace("window = 50", "window = 0")).unwrap_err();
     assert!(error.to_string().contains("at least one step"), "{error}");
+    // The grid of a trace is that of a weight's own amax.
+    let renewed = DEFAULT.replace("recipe = \"nvidia\"", "recipe = \"nvidia_renewed_16\"");
+    assert!(renewed != DEFAULT);
+    let renewed = parse(&format!("{renewed}\n[precision.osci_reset]\n{numbers}"));
+    let error = renewed.unwrap_err().to_string();
+    assert!(error.starts_with("precision.osci_reset"), "{error}");
 }
 
 #[test]

@@ -416,11 +416,13 @@ fn the_decorated_linear_is_transformer_engines_on_a_device() {
     check::<Nvfp4<Autodiff<Fused>>>();
 }
 
+/// Kills: a view that is read as what lies in memory; a dense copy of a transposed one beside a
+/// quantized operand, taken for the matrix that it is a view of.
 #[test]
 fn transposed_and_sliced_inputs_are_read_as_what_they_are_on_a_device() {
     let Some(_turn) = exclusive() else { return };
-    fn check<B: Nvfp4Engine>() {
-        use_recipe::<B>(presets::NVIDIA);
+    fn check<B: Nvfp4Engine>(recipe: Recipe) {
+        use_recipe::<B>(recipe);
         let (x, w) = (
             tensor::<Nvfp4<B>, 2>([80, 96], 1),
             tensor::<Nvfp4<B>, 2>([64, 48], 2),
@@ -430,15 +432,22 @@ fn transposed_and_sliced_inputs_are_read_as_what_they_are_on_a_device() {
             |view: Tensor<Nvfp4<B>, 2>| Tensor::from_data(view.into_data(), &B::Device::default());
         let sliced = x.clone().slice([16..80, 3..67]);
         let turned = sliced.clone().transpose();
+        let weight = x.clone().slice([16..64, 3..67]).transpose();
         for view in [sliced, turned, x.slice([0..64, 0..64]).transpose()] {
             assert!(of(view.clone(), w.clone()) == of(copy(view), w.clone()));
         }
         let transposed = copy(w.clone().transpose()).transpose();
         let x = tensor::<Nvfp4<B>, 2>([32, 64], 3);
-        assert!(of(x.clone(), transposed) == of(x, w));
+        assert!(of(x.clone(), transposed) == of(x.clone(), w));
+        assert!(of(x.clone(), weight.clone()) == of(x, copy(weight)));
     }
-    check::<Plain>();
-    check::<Fused>();
+    let [mut weight_alone, mut activation_alone] = [presets::NVIDIA; 2];
+    weight_alone.fprop.lhs = OperandSpec::HighPrecision;
+    activation_alone.fprop.rhs = OperandSpec::HighPrecision;
+    for recipe in [presets::NVIDIA, weight_alone, activation_alone] {
+        check::<Plain>(recipe);
+        check::<Fused>(recipe);
+    }
 }
 
 #[test]

@@ -22,9 +22,9 @@ fn a_damaged_checkpoint_is_named_and_the_one_before_is_taken() {
     let intact = fs::read(&newest).unwrap();
     let mut flipped = intact.clone();
     flipped[intact.len() / 2] ^= 4;
-    for (damage, words) in [
-        (&flipped[..], "the checksum does not hold"),
-        (&intact[..1000], "1000 bytes instead of"),
+    for (damage, words, aside) in [
+        (&flipped[..], "the checksum does not hold", "aside-00000006"),
+        (&intact[..1000], "1000 bytes instead of", "aside-00000006-2"),
     ] {
         fs::write(&newest, damage).unwrap();
         let asked_for = desk.train("--out runs/done --resume=6");
@@ -36,7 +36,7 @@ fn a_damaged_checkpoint_is_named_and_the_one_before_is_taken() {
             assert!(stderr.contains(words), "{words:?} expected in: {stderr}");
         }
         assert_eq!(fs::read(&newest).unwrap(), intact, "the same bits again");
-        let aside = newest.to_string_lossy().replace("step-", "aside-");
+        let aside = newest.to_string_lossy().replace("step-00000006", aside);
         assert_eq!(fs::read(aside).unwrap(), damage, "put aside, not removed");
         let log = fs::read_to_string(desk.path("runs/done/log.jsonl")).unwrap();
         assert!(log.contains("\"event\":\"resume\",\"step\":3,\"damaged\":[\"runs"));
@@ -65,6 +65,22 @@ fn a_run_that_came_to_no_checkpoint_begins_again_with_its_configuration() {
     let before = log("runs/done");
     fs::remove_dir_all(desk.path("runs/done/checkpoints")).unwrap();
     let arguments = "train --resume --plain --out runs/done";
+    // A log is all that is left of it.
+    let text = fs::read_to_string(desk.path("runs/done/log.jsonl")).unwrap();
+    let output = desk.command(arguments).output().unwrap();
+    check_error(
+        &output,
+        1,
+        &["runs/done", "complete", "checkpoints are gone"],
+    );
+    let unchanged = fs::read_to_string(desk.path("runs/done/log.jsonl")).unwrap();
+    assert_eq!(unchanged, text);
+    // One that was killed has no last line.
+    let lines: Vec<_> = text
+        .lines()
+        .filter(|it| !it.contains("\"final\""))
+        .collect();
+    desk.write("runs/done/log.jsonl", (lines.join("\n") + "\n").as_bytes());
     let output = desk.command(arguments).output().unwrap();
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{stderr}");
@@ -132,6 +148,11 @@ fn two_processes_do_not_train_one_run() {
     assert_eq!(desk.snapshot(), before);
     let output = desk.command("runs").output().unwrap();
     assert!(String::from_utf8_lossy(&output.stdout).contains("running"));
+    // Nor is read what the other one may be about to write anew.
+    let newest = "runs/done/checkpoints/step-00000006/parameters.safetensors";
+    desk.write(newest, b"");
+    let output = desk.train("--out runs/done --resume");
+    check_error(&output, 1, &["runs/done: another process trains this run"]);
 }
 
 #[cfg(unix)]

@@ -127,8 +127,8 @@ pub trait Nvfp4Engine: Backend {
         Self::from_values(values, shape, DType::F32, device)
     }
 
-    /// The values of a weight that fprop multiplies under a quantized `spec` without a transform and
-    /// the weight's own amax, f32 and in the shape of the weight.
+    /// The values of a weight that fprop multiplies under a quantized `spec` without a transform
+    /// and the weight's own amax, f32 and in the shape of the weight.
     fn weight_values(weight: FloatTensor<Self>, spec: OperandSpec) -> FloatTensor<Self> {
         linear::weight_values::<Self>(weight, spec)
     }

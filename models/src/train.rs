@@ -32,7 +32,7 @@ pub mod memory;
 
 use crate::checkpoint::run::RunError;
 use crate::config::ConfigError;
-use crate::data::UnevenBatch;
+use crate::data::{DataError, UnevenBatch};
 use exchange::RankLost;
 
 /// Why a run stopped before its end.
@@ -45,6 +45,9 @@ pub enum TrainError {
     /// A model that cannot be built.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// Tokens that cannot be read.
+    #[error(transparent)]
+    Data(#[from] DataError),
     /// The data of a step cannot be dealt out evenly.
     #[error(transparent)]
     Uneven(#[from] UnevenBatch),

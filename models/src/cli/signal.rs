@@ -40,8 +40,8 @@ pub(super) fn is_leaving() -> bool {
     LEAVING.load(Ordering::SeqCst)
 }
 
-/// Lets SIGINT, SIGTERM and SIGHUP stop the run through `interrupter`, and no earlier one. SIGHUP not
-/// under `nohup`, which says that the run is to outlive its terminal.
+/// Lets SIGINT, SIGTERM and SIGHUP stop the run through `interrupter`, and no earlier one. SIGHUP
+/// not under `nohup`, which says that the run is to outlive its terminal.
 ///
 /// # Errors
 /// If the process has a handler that is not this one.

@@ -100,30 +100,33 @@ pub struct TokenBatch<B: Backend> {
 }
 
 /// Reads windows: `fill` copies the ids of the window with an index and of its last target.
-///
-/// # Panics
-/// With the message of an error of `fill`: burn's data loaders cannot return one.
 fn batch<B: Backend>(
     rows: usize,
     length: usize,
     device: &B::Device,
     fill: impl Fn(usize, &mut [i32]) -> Result<(), DataError>,
-) -> TokenBatch<B> {
+) -> Result<TokenBatch<B>, DataError> {
     let mut inputs = Vec::with_capacity(rows * length);
     let mut targets = Vec::with_capacity(rows * length);
     let mut window = vec![0; length + 1];
     for row in 0..rows {
-        if let Err(error) = fill(row, &mut window) {
-            panic!("{error}");
-        }
+        fill(row, &mut window)?;
         inputs.extend_from_slice(&window[..length]);
         targets.extend_from_slice(&window[1..]);
     }
     let tensor = |ids| Tensor::from_data(TensorData::new(ids, [rows, length]), device);
-    TokenBatch {
+    Ok(TokenBatch {
         inputs: tensor(inputs),
         targets: tensor(targets),
-    }
+    })
+}
+
+/// A batch that was read.
+///
+/// # Panics
+/// With the message of the error: burn's data loaders cannot return one.
+fn given<B: Backend>(read: Result<TokenBatch<B>, DataError>) -> TokenBatch<B> {
+    read.unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// The training part as burn-train's data loader: micro-batches from a step on, without end.
@@ -205,7 +208,25 @@ impl<B: Backend> TrainBatches<B> {
     }
 
     /// The micro-batch at a position.
+    ///
+    /// # Panics
+    /// With the message of an error of [`Self::read`].
     pub fn at(&self, step: u64, micro: u64) -> TokenBatch<B> {
+        given(self.read(step, micro))
+    }
+
+    /// All micro-batches, from the first step on, without end.
+    pub fn micro_batches(&self) -> impl Iterator<Item = Result<TokenBatch<B>, DataError>> + '_ {
+        let accumulate = self.shape.accumulate.get() as u64;
+        let steps = (0..).map(|step| self.first_step + step);
+        steps.flat_map(move |step| (0..accumulate).map(move |micro| self.read(step, micro)))
+    }
+
+    /// Reads the micro-batch at a position.
+    ///
+    /// # Errors
+    /// [`DataError::Shard`] if a shard holds an id outside its vocabulary.
+    pub fn read(&self, step: u64, micro: u64) -> Result<TokenBatch<B>, DataError> {
         let sequences = self.shape.sequences.get();
         let first = step
             .wrapping_mul(self.step_sequences)
@@ -403,10 +424,12 @@ impl<B: Backend> Iterator for ValidationIterator<'_, B> {
             return None;
         }
         self.next = end;
-        Some(batch(windows.len(), set.length, &set.device, |row, ids| {
+        let read = batch(windows.len(), set.length, &set.device, |row, ids| {
             let (stream, start) = windows[row];
             set.streams[stream].read(start, ids)
-        }))
+        });
+        // `targets` has read all of them before the first step.
+        Some(given(read))
     }
 }
 

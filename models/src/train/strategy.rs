@@ -28,7 +28,7 @@ mod validation;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use burn::data::dataloader::{DataLoader, Progress};
+use burn::data::dataloader::Progress;
 use burn::module::AutodiffModule;
 use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::Tensor;
@@ -243,7 +243,7 @@ impl<B: TrainingEngine, M: Trainable<B>> Loop<'_, B, M> {
     ) -> Result<Ended, TrainError> {
         let plan = &self.strategy.plan;
         let accumulate = train.shape().accumulate.get();
-        let mut batches = train.iter();
+        let mut batches = train.micro_batches();
         let mut last_loss = None;
         while self.position.step < plan.total {
             // The first rank's word counts, and nobody begins a step before it is given.
@@ -255,8 +255,12 @@ impl<B: TrainingEngine, M: Trainable<B>> Loop<'_, B, M> {
                 self.save(self.position.clone());
                 return Ok(Ended::Interrupted);
             }
-            let micro = (0..accumulate).map_while(|_| batches.next()).collect();
-            self.train_step(micro)?;
+            let micro: Result<_, _> = batches.by_ref().take(accumulate).collect();
+            if micro.is_err() {
+                // What was trained is not lost by what cannot be read.
+                self.save(self.position.clone());
+            }
+            self.train_step(micro?)?;
             let step = self.position.step;
             let last = step == plan.total;
             self.due |= step.is_multiple_of(plan.save_every);
@@ -377,6 +381,9 @@ impl<B: TrainingEngine, M: Trainable<B>> Loop<'_, B, M> {
         drop(model);
         let operands = self.take_statistics();
         self.learner.lr_step();
+        if verdict != Verdict::Update {
+            self.training_seconds += begin.elapsed().as_secs_f64();
+        }
         match verdict {
             Verdict::Update => {
                 let factor = clip_factor(norm, average, plan.clip_norm);
@@ -390,16 +397,9 @@ impl<B: TrainingEngine, M: Trainable<B>> Loop<'_, B, M> {
                 self.good = self.position.clone();
                 Ok(())
             }
-            Verdict::NonFinite => {
-                self.training_seconds += begin.elapsed().as_secs_f64();
-                self.skip(SkipReason::NonFinite, [loss_value, norm], place)
-            }
-            Verdict::Skip { .. } => {
-                self.training_seconds += begin.elapsed().as_secs_f64();
-                self.skip(SkipReason::Spike, [loss_value, norm], None)
-            }
+            Verdict::NonFinite => self.skip(SkipReason::NonFinite, [loss_value, norm], place),
+            Verdict::Skip { .. } => self.skip(SkipReason::Spike, [loss_value, norm], None),
             Verdict::Rewind { limit } => {
-                self.training_seconds += begin.elapsed().as_secs_f64();
                 // What is read takes their place on the device.
                 drop(grads);
                 self.rewind([loss_value, norm], limit)

@@ -34,14 +34,17 @@ impl Numerics for InTheWay {
 /// Steps with a validation, and its loss.
 fn validations(run: &Run<'_>) -> Vec<(u64, f64)> {
     let lines = log::read(&run.directory.log()).unwrap();
-    let losses = lines.into_iter().filter_map(|line| match line {
-        LogLine::Validation {
+    let losses = lines.into_iter().filter_map(|line| {
+        let LogLine::Validation {
             step,
             forward: Forward::Recipe,
             loss,
             ..
-        } => Some((step, loss)),
-        _ => None,
+        } = line
+        else {
+            return None;
+        };
+        Some((step, loss))
     });
     losses.collect()
 }

@@ -443,36 +443,30 @@ fn send(signal: &str, child: &Child) {
 #[test]
 fn a_run_under_nohup_outlives_its_terminal() {
     let desk = Desk::new();
-    for (program, outlives) in [(Some("nohup"), true), (None, false)] {
-        let out = format!("runs/{outlives}");
-        let command = "train --config run.toml --log-every 1 --steps 100000 --plain --out";
-        let mut run = desk.command(&format!("{command} {out}"));
-        if let Some(program) = program {
-            let arguments: Vec<_> = run.get_args().map(ToOwned::to_owned).collect();
-            let mut under = Command::new(program);
-            under.current_dir(desk.path("")).arg(run.get_program());
-            under.args(arguments);
-            run = under;
-        }
-        let run = run.stdin(Stdio::null()).stderr(Stdio::null());
-        let mut child = run.stdout(Stdio::piped()).spawn().unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let mut step = || {
-            let next = lines.by_ref().map(Result::unwrap);
-            next.filter(|line| line.starts_with("step")).nth(1)
-        };
-        assert!(step().is_some());
-        send("-HUP", &child);
-        if outlives {
-            // A handler would have ended the run by then.
-            sleep(Duration::from_secs(1));
-            assert!(step().is_some());
-            assert_eq!(child.try_wait().unwrap(), None);
-            interrupt(&child);
-        }
-        while step().is_some() {}
-        assert_eq!(child.wait().unwrap().code(), Some(130));
-    }
+    let command = "train --config run.toml --log-every 1 --steps 100000 --plain --out runs/out";
+    let mut child = Command::new("nohup")
+        .current_dir(desk.path(""))
+        .arg(env!("CARGO_BIN_EXE_nvfp4"))
+        .args(command.split_whitespace())
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut step = || {
+        let next = lines.by_ref().map(Result::unwrap);
+        next.filter(|line| line.starts_with("step")).nth(1)
+    };
+    assert!(step().is_some());
+    send("-HUP", &child);
+    // A handler would have ended the run by then.
+    sleep(Duration::from_secs(1));
+    assert!(step().is_some());
+    assert_eq!(child.try_wait().unwrap(), None);
+    interrupt(&child);
+    while step().is_some() {}
+    assert_eq!(child.wait().unwrap().code(), Some(130));
 }
 
 #[cfg(unix)]

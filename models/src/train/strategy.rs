@@ -252,13 +252,13 @@ impl<B: TrainingEngine, M: Trainable<B>> Loop<'_, B, M> {
                 ..Word::default()
             };
             if self.exchange.gather(word)?[0].stop {
-                self.save(self.position.clone());
+                self.save(self.position.clone(), None);
                 return Ok(Ended::Interrupted);
             }
             let micro: Result<_, _> = batches.by_ref().take(accumulate).collect();
             if micro.is_err() {
                 // What was trained is not lost by what cannot be read.
-                self.save(self.position.clone());
+                self.save(self.position.clone(), None);
             }
             self.train_step(micro?)?;
             let step = self.position.step;
@@ -266,27 +266,17 @@ impl<B: TrainingEngine, M: Trainable<B>> Loop<'_, B, M> {
             self.due |= step.is_multiple_of(plan.save_every);
             // A row of outliers may end in a rewind, which wants a checkpoint from before it.
             let save = (self.due && self.position.outliers_in_a_row == 0) || last;
+            let mut validated = None;
             if step.is_multiple_of(plan.validate_every) || last {
-                last_loss = self.validate(Forward::Recipe);
-                if save {
-                    // The best one is one that stands.
-                    self.wait_for_writer();
-                }
-                let best = self.position.best;
-                if save
-                    && let Some(loss) = last_loss
-                    && best.is_none_or(|best| loss < best.loss)
-                    && loss.is_finite()
-                {
-                    self.position.best = Some(Best { step, loss });
-                }
+                validated = self.validate(Forward::Recipe);
+                last_loss = validated;
             }
             if self.good.step == step {
                 self.good = self.position.clone();
             }
             if save {
                 self.due = false;
-                self.save(self.position.clone());
+                self.save(self.position.clone(), validated);
             }
             self.poll_writer();
         }
@@ -575,7 +565,7 @@ impl<B: TrainingEngine, M: Trainable<B>> Loop<'_, B, M> {
         // The model has not changed since: this is the checkpoint of that step.
         let good = self.good.clone();
         let step = good.step;
-        self.save(good);
+        self.save(good, None);
         Err(TrainError::NonFinite {
             step: self.position.step,
             in_a_row,

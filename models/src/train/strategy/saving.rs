@@ -7,7 +7,9 @@ use burn_hybrid_ops::TrainingEngine;
 
 use super::{Loop, Trainable};
 use crate::checkpoint::run::writer::Written;
-use crate::checkpoint::run::{NamedTensors, Position, RunCheckpoint, RunError, RunState, Versions};
+use crate::checkpoint::run::{
+    Best, NamedTensors, Position, RunCheckpoint, RunError, RunState, Versions,
+};
 use crate::train::TrainError;
 use crate::train::exchange::Word;
 use crate::train::guard::SpikeAction;
@@ -18,16 +20,23 @@ use crate::train::plan::{Ending, Outcome};
 use crate::train::tap::optimizer_record;
 
 impl<B: TrainingEngine, M: Trainable<B>> Loop<'_, B, M> {
-    /// Has the state saved as that of `position`, once per step, by the rank that writes.
-    pub(super) fn save(&mut self, mut position: Position) {
+    /// Has the state saved as that of `position`, once per step, by the rank that writes; with the
+    /// loss of a validation of this state, if there was one.
+    pub(super) fn save(&mut self, mut position: Position, validated: Option<f64>) {
         let step = position.step;
         if self.front.is_none() || step <= self.saved {
             return;
         }
         let begin = Instant::now();
-        self.wait_for_writer();
-        self.best_under_way = position.best.filter(|best| best.step == step);
+        // What became of the save before says which of the others is the best one.
+        let before = self.writer.wait();
+        self.note(before);
+        let this = validated.filter(|loss| loss.is_finite());
+        let this = this.map(|loss| Best { step, loss });
+        let is_best = |this: &Best| self.best.is_none_or(|best| this.loss < best.loss);
+        self.best_under_way = this.filter(is_best);
         position.best = self.best_under_way.or(self.best);
+        self.position.best = position.best;
         let plan = &self.strategy.plan;
         let state = RunState {
             version: RunState::VERSION,
@@ -107,12 +116,11 @@ impl<B: TrainingEngine, M: Trainable<B>> Loop<'_, B, M> {
             failed(&error, "the run goes on, an older checkpoint stays");
         }
         let best = self.best_under_way.take();
+        // What could not be saved is no reason to remove the best one that stands.
         if unsaved.is_none() {
             self.best = best.or(self.best);
-        } else if self.position.best.is_some_and(|best| best.step == step) {
-            // What could not be saved is no reason to remove the best one that stands.
-            self.position.best = self.best;
         }
+        self.position.best = self.best;
         self.unsaved = unsaved;
     }
 
@@ -143,7 +151,8 @@ impl<B: TrainingEngine, M: Trainable<B>> Loop<'_, B, M> {
         }
     }
 
-    /// Goes back to the newest intact checkpoint and on with the data after the outlier.
+    /// Goes back to the newest intact checkpoint from before the row of outliers, and on with the
+    /// data after it.
     /// Without one, the step is skipped. Every rank reads the checkpoint itself.
     pub(super) fn rewind(&mut self, [loss, norm]: [f64; 2], limit: f64) -> Result<(), TrainError> {
         self.wait_for_writer();

@@ -140,6 +140,11 @@ pub fn write_folder<E: From<io::Error>>(
     result
 }
 
+/// What [`write_folder`] removes beside a path: what is not finished yet, and what made room.
+pub fn beside_folder(path: &Path) -> [PathBuf; 2] {
+    [ASIDE, OLD].map(|ending| with_ending(path, ending))
+}
+
 /// Writes a file inside a folder that [`write_folder`] is filling, synced.
 ///
 /// # Errors

@@ -1,6 +1,7 @@
 //! The Nemotron-H hybrid on Burn, and what trains it in NVFP4.
 
 pub mod durable;
+mod json;
 pub mod config;
 pub mod data;
 pub mod nn;

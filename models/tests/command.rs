@@ -112,6 +112,13 @@ impl Desk {
         command
     }
 
+    /// A process that a test talks to, with its output in pipes.
+    fn spawn(&self, arguments: &str) -> Child {
+        let mut command = self.command(arguments);
+        let command = command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.spawn().unwrap()
+    }
+
     /// `nvfp4 train --config run.toml` with more arguments.
     fn train(&self, arguments: &str) -> Output {
         self.command(&format!(
@@ -385,12 +392,8 @@ fn resuming_another_run_is_refused_with_every_difference() {
 #[test]
 fn ctrl_c_saves_a_checkpoint_and_the_run_can_be_continued() {
     let desk = Desk::new();
-    let mut child = desk
-        .command("train --config run.toml --log-every 1 --steps 100000 --out runs/stopped")
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let command = "train --config run.toml --log-every 1 --steps 100000 --out runs/stopped";
+    let mut child = desk.spawn(command);
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     let second = lines
         .by_ref()

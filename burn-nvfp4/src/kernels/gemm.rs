@@ -122,17 +122,26 @@ fn recast<T: 'static, U: 'static>(value: T) -> Option<U> {
 #[cfg(feature = "cuda")]
 const ON_CUDA: &str = "cuBLASLt is chosen for CUDA tensors only";
 
+/// Says why a product is another routine's.
+///
+/// # Panics
+/// If an earlier product was lost after it had been handed out: no other routine mends that.
+#[cfg(feature = "cuda")]
+fn pass_over(reason: &cublaslt::Unavailable, instead: &str) {
+    let is_lost = matches!(reason, cublaslt::Unavailable::Lost { .. });
+    assert!(!is_lost, "{reason}");
+    log::warn!("{instead}: {reason}");
+}
+
 #[cfg(feature = "cuda")]
 fn by_cublaslt<R: CubeRuntime>(problem: Problem<R>) -> CubeTensor<R> {
     use cubecl::cuda::CudaRuntime;
-    use cublaslt::Unavailable;
 
     let on_cuda: Problem<CudaRuntime> = recast(problem.clone()).expect(ON_CUDA);
     match cublaslt::gemm(on_cuda) {
         Ok(product) => recast(product).expect(ON_CUDA),
-        Err(reason @ Unavailable::Lost { .. }) => panic!("{reason}"),
         Err(reason) => {
-            log::warn!("a GEMM runs on CubeK instead of cuBLASLt: {reason}");
+            pass_over(&reason, "a GEMM runs on CubeK instead of cuBLASLt");
             emulated::gemm(problem)
         }
     }
@@ -152,7 +161,6 @@ fn fp4_by_cublaslt<R: CubeRuntime>(
     out: DType,
 ) -> Option<CubeTensor<R>> {
     use cubecl::cuda::CudaRuntime;
-    use cublaslt::Unavailable;
 
     type Packed = PackedTensor<CudaRuntime>;
     let packed = |side: &PackedTensor<R>| recast::<_, Packed>(side.clone()).expect(ON_CUDA);
@@ -165,9 +173,8 @@ fn fp4_by_cublaslt<R: CubeRuntime>(
         out,
     ) {
         Ok(product) => recast(product),
-        Err(reason @ Unavailable::Lost { .. }) => panic!("{reason}"),
         Err(reason) => {
-            log::warn!("an NVFP4 GEMM is emulated: {reason}");
+            pass_over(&reason, "an NVFP4 GEMM is emulated");
             None
         }
     }

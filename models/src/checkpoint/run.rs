@@ -38,6 +38,9 @@ use crate::config::HybridConfig;
 pub use differences::differences;
 pub use directory::{Found, RunDirectory, RunLock};
 
+/// Beginning of the names under which a checkpoint carries what the backend does.
+pub(crate) const OF_BACKEND: &str = "numerics.";
+
 /// Tensors by name.
 pub type NamedTensors = BTreeMap<String, TensorData>;
 

@@ -238,21 +238,19 @@ fn resolve(arguments: &TrainArgs) -> Result<Resolved, Failure> {
     };
     arguments.apply(&mut config).map_err(Failure::usage)?;
     config.validate().map_err(Failure::usage)?;
-    if let Some((directory, begin, lock)) = resumed {
-        return Ok(Resolved {
-            config,
-            directory,
-            begin,
-            lock,
-        });
-    }
-    let directory = place(&config);
-    directory.check_new().map_err(Failure::error)?;
+    let (directory, begin, lock) = match resumed {
+        Some(resumed) => resumed,
+        None => {
+            let directory = place(&config);
+            directory.check_new().map_err(Failure::error)?;
+            (directory, Begin::New, None)
+        }
+    };
     Ok(Resolved {
         config,
         directory,
-        begin: Begin::New,
-        lock: None,
+        begin,
+        lock,
     })
 }
 

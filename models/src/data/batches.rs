@@ -217,9 +217,16 @@ impl<B: Backend> TrainBatches<B> {
 
     /// All micro-batches, from the first step on, without end.
     pub fn micro_batches(&self) -> impl Iterator<Item = Result<TokenBatch<B>, DataError>> + '_ {
-        let accumulate = self.shape.accumulate.get() as u64;
-        let steps = (0..).map(|step| self.first_step + step);
-        steps.flat_map(move |step| (0..accumulate).map(move |micro| self.read(step, micro)))
+        let mut positions = self.positions();
+        std::iter::from_fn(move || Some(positions.read()))
+    }
+
+    fn positions(&self) -> TrainIterator<'_, B> {
+        TrainIterator {
+            batches: self,
+            step: self.first_step,
+            micro: 0,
+        }
     }
 
     /// Reads the micro-batch at a position.
@@ -243,11 +250,7 @@ impl<B: Backend> TrainBatches<B> {
 
 impl<B: Backend> DataLoader<B, TokenBatch<B>> for TrainBatches<B> {
     fn iter<'a>(&'a self) -> Box<dyn DataLoaderIterator<TokenBatch<B>> + 'a> {
-        Box::new(TrainIterator {
-            batches: self,
-            step: self.first_step,
-            micro: 0,
-        })
+        Box::new(self.positions())
     }
 
     fn num_items(&self) -> usize {
@@ -277,16 +280,22 @@ struct TrainIterator<'a, B: Backend> {
     micro: u64,
 }
 
-impl<B: Backend> Iterator for TrainIterator<'_, B> {
-    type Item = TokenBatch<B>;
-
-    fn next(&mut self) -> Option<TokenBatch<B>> {
-        let batch = self.batches.at(self.step, self.micro);
+impl<B: Backend> TrainIterator<'_, B> {
+    fn read(&mut self) -> Result<TokenBatch<B>, DataError> {
+        let batch = self.batches.read(self.step, self.micro);
         self.micro += 1;
         if self.micro == self.batches.shape.accumulate.get() as u64 {
             (self.step, self.micro) = (self.step + 1, 0);
         }
-        Some(batch)
+        batch
+    }
+}
+
+impl<B: Backend> Iterator for TrainIterator<'_, B> {
+    type Item = TokenBatch<B>;
+
+    fn next(&mut self) -> Option<TokenBatch<B>> {
+        Some(given(self.read()))
     }
 }
 

@@ -11,7 +11,9 @@
 //!
 //! Source: lm-evaluation-harness 0.4.13, `api/metrics.py` (1 to 3); McNemar 1947.
 
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
+
+use crate::json::number_or_nan;
 
 /// A mean with its standard error.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -22,13 +24,6 @@ pub struct Figure {
     /// Its standard error; `None` where one number has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stderr: Option<f64>,
-}
-
-/// A number, or NaN for what JSON has in place of one that is not finite: the perplexity per word
-/// of a long text without white space is beyond every number.
-fn number_or_nan<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
-    let number = Option::<f64>::deserialize(deserializer)?;
-    Ok(number.unwrap_or(f64::NAN))
 }
 
 /// A figure of one part of a group.

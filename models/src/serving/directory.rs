@@ -19,9 +19,6 @@ const OTHER_WEIGHTS: [&str; 6] = ["bin", "pt", "pth", "gguf", "h5", "msgpack"];
 /// Further files that describe a quantization, and would describe the wrong one.
 const OTHER_CONFIGS: [&str; 2] = ["hf_quant_config.json", "recipe.yaml"];
 
-/// Endings of what lies beside an output while [`durable::write_folder`] writes and replaces it.
-const BESIDE: [&str; 2] = [durable::ASIDE, ".old.part"];
-
 /// An opened directory.
 #[derive(Debug)]
 pub(super) struct Directory {
@@ -175,10 +172,7 @@ pub(super) fn check_output(output: &Path, force: Force) -> Result<(), ServingErr
         }
     }
     // Writing removes whatever has one of these names, an input among it.
-    for ending in BESIDE {
-        let mut aside = output.as_os_str().to_owned();
-        aside.push(ending);
-        let aside = PathBuf::from(aside);
+    for aside in durable::beside_folder(output) {
         if aside.symlink_metadata().is_ok() {
             let output = path();
             return Err(ServingError::InTheWay { aside, output });

@@ -27,13 +27,10 @@ use super::selection::fused_name;
 use super::served_file::FilePlan;
 use crate::checkpoint::files::{CONFIG_FILE, SINGLE_FILE, stored_bytes, stored_dtype, transpose};
 use crate::checkpoint::hf::{hf_key, hf_shape, is_transposed};
-use crate::checkpoint::run::NamedTensors;
+use crate::checkpoint::run::{NamedTensors, OF_BACKEND};
 use crate::config::HybridConfig;
 use crate::config::hf::StoredFloat;
 use crate::config::params::ParamSpec;
-
-/// Beginning of the names under which a checkpoint has what the backend carries.
-const NUMBERS: &str = "numerics.";
 
 /// Bytes of a file from which the next tensor starts another.
 const SHARD: u64 = 5_000_000_000;
@@ -192,7 +189,9 @@ impl TrainedRun<'_> {
 
     /// The amax that the run keeps for the weight of a layer.
     fn kept_amax(&self, layer: &str) -> Option<f32> {
-        let kept = self.carried.get(&format!("{NUMBERS}{layer}.fprop.rhs"))?;
+        let kept = self
+            .carried
+            .get(&format!("{OF_BACKEND}{layer}.fprop.rhs"))?;
         kept.as_slice::<f32>().ok()?.first().copied()
     }
 }

@@ -9,11 +9,12 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::layers::{GemmFigure, OperandFigure};
 use super::oscillation::Oscillation;
+use crate::json::number_or_nan;
 
 /// One line.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -439,12 +440,6 @@ pub fn read_whole(path: &Path) -> Result<Vec<LogLine>, LogError> {
         return Err(LogError::Empty { path });
     }
     Ok(lines)
-}
-
-/// A number, or what is left in JSON of one that is none.
-fn number_or_nan<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
-    let number = Option::<f64>::deserialize(deserializer)?;
-    Ok(number.unwrap_or(f64::NAN))
 }
 
 /// Reads a log; lines that are none are left out.

@@ -204,9 +204,8 @@ struct Loop<'a, B: TrainingEngine, M: Trainable<B>> {
     saved: u64,
     /// True while a checkpoint is due.
     due: bool,
-    /// The best checkpoint that stands.
-    best: Option<Best>,
-    /// The one that will, if the save that is under way succeeds.
+    /// What is the best checkpoint if the save that is under way succeeds; until then it is that of
+    /// `position`.
     best_under_way: Option<Best>,
     /// Why the last save failed, if it did.
     unsaved: Option<String>,

@@ -267,12 +267,7 @@ fn an_interrupted_study_goes_on_to_the_same_bits() {
         .replace("[1, 2]", "[1]");
     desk.write("s.toml", long.as_bytes());
     let command = "compare s.toml --out out --log-every 1";
-    let mut child = desk
-        .command(command)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut child = desk.spawn(command);
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     let mut is_in_second = false;
     for line in lines.by_ref().map_while(Result::ok) {

@@ -40,12 +40,7 @@ fn an_id_that_is_none_ends_a_run_with_a_checkpoint_of_what_it_trained() {
     desk.write("run.toml", config.as_bytes());
     let command = "train --config run.toml --steps 100000 --save-every 100000 --log-every 1 \
                    --plain --out runs/out";
-    let mut child = desk
-        .command(command)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut child = desk.spawn(command);
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     let mut read = lines.by_ref().map(Result::unwrap);
     assert!(read.any(|line| line.starts_with("step")));

@@ -46,6 +46,7 @@ const LAYERS: [(&str, &[(&str, u8)]); 3] = [
         "models/src/",
         &[
             ("durable", 0),
+            ("json", 0),
             ("config", 0),
             ("data", 0),
             ("nn", 1),

@@ -62,16 +62,17 @@ pub fn batched<R: CubeRuntime>(problem: Batched<R>) -> CubeTensor<R> {
 fn by_cublaslt<R: CubeRuntime>(problem: Batched<R>) -> CubeTensor<R> {
     use cubecl::cuda::CudaRuntime;
 
-    use super::cublaslt::Unavailable;
-    use super::{ON_CUDA, cublaslt, recast};
+    use super::{ON_CUDA, cublaslt, pass_over, recast};
 
     // Moved, not cloned: the library adds in place to what nobody else holds.
     let on_cuda: Batched<CudaRuntime> = recast(problem).expect(ON_CUDA);
     match cublaslt::gemm_batched(&on_cuda) {
         Ok(product) => recast(product).expect(ON_CUDA),
-        Err(reason @ Unavailable::Lost { .. }) => panic!("{reason}"),
         Err(reason) => {
-            log::warn!("a batch of GEMMs runs on CubeK instead of cuBLASLt: {reason}");
+            pass_over(
+                &reason,
+                "a batch of GEMMs runs on CubeK instead of cuBLASLt",
+            );
             by_cubek(recast(on_cuda).expect(ON_CUDA))
         }
     }

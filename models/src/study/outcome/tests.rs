@@ -1,5 +1,7 @@
 //! Pairs, spreads, and what is not finished, on runs made by hand.
 
+use serde_json::Value;
+
 use super::*;
 use crate::study::record::{Loss, StepPoint};
 use crate::train::log::{LogLine, RewindLine, RunLog};

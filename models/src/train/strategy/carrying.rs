@@ -5,12 +5,9 @@ use burn::tensor::TensorData;
 use burn_hybrid_ops::TrainingEngine;
 
 use super::{Loop, Trainable};
-use crate::checkpoint::run::{NamedTensors, RunError};
+use crate::checkpoint::run::{NamedTensors, OF_BACKEND, RunError};
 use crate::train::log::LogLine;
 use crate::train::oscillation::{TraceSnapshot, Traces};
-
-/// Beginning of the names of what the backend carries.
-const NUMBERS: &str = "numerics.";
 
 impl<B: TrainingEngine, M: Trainable<B>> Loop<'_, B, M> {
     /// Takes up what the checkpoint of this position carries.
@@ -25,11 +22,11 @@ impl<B: TrainingEngine, M: Trainable<B>> Loop<'_, B, M> {
         }
         let number = |(name, data): (String, TensorData)| {
             let value = data.as_slice::<f32>().ok()?.first().copied()?;
-            Some((name.strip_prefix(NUMBERS)?.to_owned(), value))
+            Some((name.strip_prefix(OF_BACKEND)?.to_owned(), value))
         };
         let (numbers, unknown): (NamedTensors, NamedTensors) = carried
             .into_iter()
-            .partition(|(name, _)| name.starts_with(NUMBERS));
+            .partition(|(name, _)| name.starts_with(OF_BACKEND));
         let numbers = numbers.into_iter().filter_map(number).collect();
         let refused = self.numerics.take_up(numbers).into_iter();
         let unknown = unknown.into_keys().chain(refused);
@@ -64,7 +61,7 @@ impl<B: TrainingEngine, M: Trainable<B>> Loop<'_, B, M> {
         let numbers = self.numerics.carried();
         move || {
             let mut carried = traces.map_or_else(NamedTensors::new, TraceSnapshot::into_tensors);
-            let named = |(name, value)| (format!("{NUMBERS}{name}"), TensorData::from([value]));
+            let named = |(name, value)| (format!("{OF_BACKEND}{name}"), TensorData::from([value]));
             carried.extend(numbers.into_iter().map(named));
             carried
         }

@@ -169,7 +169,6 @@ impl StepStrategy {
             writer: CheckpointWriter::new(self.directory.clone(), self.plan.keep),
             saved: self.plan.position.step,
             due: false,
-            best: self.plan.position.best,
             best_under_way: None,
             unsaved: None,
             begin: Instant::now(),

@@ -33,10 +33,10 @@ impl<B: TrainingEngine, M: Trainable<B>> Loop<'_, B, M> {
         self.note(before);
         let this = validated.filter(|loss| loss.is_finite());
         let this = this.map(|loss| Best { step, loss });
-        let is_best = |this: &Best| self.best.is_none_or(|best| this.loss < best.loss);
+        let standing = self.position.best;
+        let is_best = |this: &Best| standing.is_none_or(|best| this.loss < best.loss);
         self.best_under_way = this.filter(is_best);
-        position.best = self.best_under_way.or(self.best);
-        self.position.best = position.best;
+        position.best = self.best_under_way.or(standing);
         let plan = &self.strategy.plan;
         let state = RunState {
             version: RunState::VERSION,
@@ -118,9 +118,8 @@ impl<B: TrainingEngine, M: Trainable<B>> Loop<'_, B, M> {
         let best = self.best_under_way.take();
         // What could not be saved is no reason to remove the best one that stands.
         if unsaved.is_none() {
-            self.best = best.or(self.best);
+            self.position.best = best.or(self.position.best);
         }
-        self.position.best = self.best;
         self.unsaved = unsaved;
     }
 
@@ -240,7 +239,6 @@ impl<B: TrainingEngine, M: Trainable<B>> Loop<'_, B, M> {
         let records = write_moments::<B, M>(&model, checkpoint.moments, updates, &device);
         self.learner.load_optim(records.map_err(misfit)?);
         self.learner.load_scheduler(step);
-        self.best = position.best;
         self.position = position;
         self.saved = step;
         self.take_up(checkpoint.carried)
